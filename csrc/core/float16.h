@@ -1,0 +1,33 @@
+// f16 (IEEE binary16) and bf16 (the upper half of an f32) as plain bits, and their exact widening to float.
+#pragma once
+#include <bit>
+#include <cstdint>
+
+namespace russet {
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) {
+  return x;
+}
+
+inline float to_float(bf16 x) {
+  return std::bit_cast<float>(uint32_t(x.bits) << 16);
+}
+
+// Moves the 15 bits below the sign into place and multiplies by 2^112, which re-biases the exponent and makes
+// subnormals right at once; an exponent of all ones (inf, NaN) is then put back by hand.
+inline float to_float(f16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
+  if (magnitude >= 0x0f800000u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x007fffffu));
+  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+}
+
+}  // namespace russet

@@ -1,0 +1,293 @@
+// One vector of floats for the instruction set this file is compiled for, so that a kernel's loop is written
+// once.
+//
+// Included by the <op>_simd.cpp files, which CMake builds once per ISA with that ISA's flags:
+// RUSSET_FOR_ISA(matvec) is matvec_avx2 in one object and matvec_avx512 in the next. Every name here lives in
+// an anonymous namespace, so that the linker can never merge two ISAs into one symbol.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "core/float16.h"
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define RUSSET_JOIN_(name, isa) name##_##isa
+#define RUSSET_JOIN(name, isa) RUSSET_JOIN_(name, isa)
+#define RUSSET_FOR_ISA(name) RUSSET_JOIN(name, RUSSET_ISA)
+
+namespace russet {
+namespace {
+
+#if defined(__AVX512F__)
+
+struct Vec {
+  static constexpr int width = 16;
+  __m512 v;
+};
+inline Vec splat(float x) {
+  return {_mm512_set1_ps(x)};
+}
+inline Vec load(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+inline Vec load(const f16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline Vec load(const bf16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline void store(float* p, Vec a) {
+  _mm512_storeu_ps(p, a.v);
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vec max(Vec a, Vec b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline Vec min(Vec a, Vec b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+inline Vec round(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec power_of_2(Vec n) {
+  return {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n.v, _mm512_set1_ps(127))), 23))};
+}
+inline float sum(Vec a) {
+  return _mm512_reduce_add_ps(a.v);
+}
+inline float max_of(Vec a) {
+  return _mm512_reduce_max_ps(a.v);
+}
+
+#elif defined(__AVX2__)
+
+struct Vec {
+  static constexpr int width = 8;
+  __m256 v;
+};
+inline Vec splat(float x) {
+  return {_mm256_set1_ps(x)};
+}
+inline Vec load(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+inline Vec load(const f16* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline Vec load(const bf16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+inline void store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a.v);
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vec max(Vec a, Vec b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+inline Vec min(Vec a, Vec b) {
+  return {_mm256_min_ps(a.v, b.v)};
+}
+inline Vec round(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec power_of_2(Vec n) {
+  return {_mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n.v, _mm256_set1_ps(127))), 23))};
+}
+inline __m128 fold(__m256 a) {
+  return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+}
+inline float sum(Vec a) {
+  __m128 s = fold(a.v);
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float max_of(Vec a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+#elif defined(__aarch64__)
+
+struct Vec {
+  static constexpr int width = 4;
+  float32x4_t v;
+};
+inline Vec splat(float x) {
+  return {vdupq_n_f32(x)};
+}
+inline Vec load(const float* p) {
+  return {vld1q_f32(p)};
+}
+inline Vec load(const f16* p) {
+  return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))))};
+}
+inline Vec load(const bf16* p) {
+  return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
+}
+inline void store(float* p, Vec a) {
+  vst1q_f32(p, a.v);
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {vaddq_f32(a.v, b.v)};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {vsubq_f32(a.v, b.v)};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {vmulq_f32(a.v, b.v)};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {vdivq_f32(a.v, b.v)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {vfmaq_f32(c.v, a.v, b.v)};
+}
+inline Vec max(Vec a, Vec b) {
+  return {vmaxq_f32(a.v, b.v)};
+}
+inline Vec min(Vec a, Vec b) {
+  return {vminq_f32(a.v, b.v)};
+}
+inline Vec round(Vec a) {
+  return {vrndnq_f32(a.v)};
+}
+inline Vec power_of_2(Vec n) {
+  return {vreinterpretq_f32_s32(vshlq_n_s32(vcvtnq_s32_f32(vaddq_f32(n.v, vdupq_n_f32(127))), 23))};
+}
+inline float sum(Vec a) {
+  return vaddvq_f32(a.v);
+}
+inline float max_of(Vec a) {
+  return vmaxvq_f32(a.v);
+}
+
+#else
+
+struct Vec {
+  static constexpr int width = 1;
+  float v;
+};
+inline Vec splat(float x) {
+  return {x};
+}
+template <typename T>
+inline Vec load(const T* p) {
+  return {to_float(*p)};
+}
+inline void store(float* p, Vec a) {
+  *p = a.v;
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {a.v + b.v};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {a.v - b.v};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {a.v * b.v};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {a.v / b.v};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {a.v * b.v + c.v};
+}
+inline Vec max(Vec a, Vec b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+inline Vec min(Vec a, Vec b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+inline Vec round(Vec a) {
+  return {std::nearbyint(a.v)};
+}
+inline Vec power_of_2(Vec n) {
+  return {n.v > -127 ? std::ldexp(1.0f, int(n.v)) : 0.0f};
+}
+inline float sum(Vec a) {
+  return a.v;
+}
+inline float max_of(Vec a) {
+  return a.v;
+}
+
+#endif
+
+// e^x within 2 ulp for x in [-87.3, 88]; below it is exactly 0 (2^-127 has no normal float), above it stays
+// at e^88.
+//
+// x = n ln2 + r with |r| <= ln2 / 2; ln2 in two parts keeps r exact; e^r by its series to r^6 (1e-7 relative
+// at the ends, taken up by fitted coefficients: S. Moshier, Cephes library, expf).
+inline Vec exp(Vec x) {
+  x = min(max(x, splat(-88.0296919f)), splat(88.0f));
+  const Vec n = round(x * splat(1.44269504088896341f));
+  Vec r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r + splat(1.0f));
+  return p * power_of_2(n);
+}
+
+// tanh(x) = 1 - 2 / (e^2x + 1), within 2e-7 of the true value.
+inline Vec tanh(Vec x) {
+  return splat(1.0f) - splat(2.0f) / (exp(x + x) + splat(1.0f));
+}
+
+// Loads the first n < width elements, zero beyond; stores the first n.
+template <typename T>
+inline Vec load_part(const T* p, int n) {
+  float lanes[Vec::width] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = to_float(p[i]);
+  return load(lanes);
+}
+inline void store_part(float* p, Vec a, int n) {
+  float lanes[Vec::width];
+  store(lanes, a);
+  std::memcpy(p, lanes, size_t(n) * sizeof(float));
+}
+
+}  // namespace
+}  // namespace russet
