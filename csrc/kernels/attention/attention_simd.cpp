@@ -1,0 +1,145 @@
+// Per tile of keys: scores by dot products that share each load of a key over the queries; then the softmax
+// of the tile; then the values, again each loaded once for all queries, with the sums of two vectors of
+// columns held in registers while the tile's keys pass.
+#include <algorithm>
+#include <cmath>
+
+#include "core/simd.h"
+#include "kernels/attention/attention.h"
+
+namespace russet {
+namespace {
+
+constexpr float kHidden = -3.4e38f;  // a score whose weight is exactly 0
+
+template <int n>
+struct Tile {
+  explicit Tile(const AttentionArgs& args) : a(args) {}
+
+  const AttentionArgs& a;
+  int first[n];                         // first key each query sees
+  alignas(64) float q[n][kMaxHeadDim];  // scaled
+  alignas(64) float acc[n][kMaxHeadDim];
+  alignas(64) float p[n][kAttentionKeys];
+  float top[n], total[n];
+
+  void scores(int key0, int n_keys) {
+    for (int j = 0; j < n_keys; ++j) {
+      const float* k = a.k + size_t(key0 + j) * a.kv_stride;
+      Vec s[n];
+      for (int i = 0; i < n; ++i) s[i] = splat(0);
+      int c = 0;
+      for (; c + Vec::width <= a.head_dim; c += Vec::width) {
+        const Vec kc = load(k + c);
+        for (int i = 0; i < n; ++i) s[i] = fma(load(q[i] + c), kc, s[i]);
+      }
+      for (int i = 0; i < n; ++i) p[i][j] = sum(s[i]);
+      for (; c < a.head_dim; ++c)
+        for (int i = 0; i < n; ++i) p[i][j] += q[i][c] * k[c];
+    }
+  }
+
+  // Turns a query's scores into weights, zero for the keys it does not see; returns by how much its sums
+  // shrink.
+  float softmax(int i, int key0, int n_keys) {
+    const int begin = std::max(first[i] - key0, 0), end = std::min(a.pos[i] + 1 - key0, n_keys);
+    if (begin >= end) {
+      std::fill_n(p[i], kAttentionKeys, 0.0f);
+      return 1;
+    }
+    if (a.softcap > 0)
+      for (int j = 0; j < kAttentionKeys; j += Vec::width)
+        store(p[i] + j, splat(a.softcap) * tanh(load(p[i] + j) / splat(a.softcap)));
+    std::fill_n(p[i], begin, kHidden);
+    std::fill(p[i] + end, p[i] + kAttentionKeys, kHidden);
+    Vec tops = splat(kHidden);
+    for (int j = 0; j < kAttentionKeys; j += Vec::width) tops = max(tops, load(p[i] + j));
+    const float new_top = std::max(top[i], max_of(tops));
+    Vec totals = splat(0);
+    for (int j = 0; j < kAttentionKeys; j += Vec::width) {
+      const Vec e = exp(load(p[i] + j) - splat(new_top));
+      store(p[i] + j, e);
+      totals = totals + e;
+    }
+    const float shrink = std::exp(top[i] - new_top);
+    top[i] = new_top;
+    total[i] = total[i] * shrink + sum(totals);
+    return shrink;
+  }
+
+  template <int n_vecs>
+  void values_of(int c, int key0, int n_keys, const float* shrink) {
+    Vec s[n][n_vecs];
+    for (int i = 0; i < n; ++i)
+      for (int u = 0; u < n_vecs; ++u) s[i][u] = load(acc[i] + c + u * Vec::width) * splat(shrink[i]);
+    const float* v = a.v + size_t(key0) * a.kv_stride + c;
+    for (int j = 0; j < n_keys; ++j, v += a.kv_stride) {
+      Vec vc[n_vecs];
+      for (int u = 0; u < n_vecs; ++u) vc[u] = load(v + u * Vec::width);
+      for (int i = 0; i < n; ++i)
+        for (int u = 0; u < n_vecs; ++u) s[i][u] = fma(vc[u], splat(p[i][j]), s[i][u]);
+    }
+    for (int i = 0; i < n; ++i)
+      for (int u = 0; u < n_vecs; ++u) store(acc[i] + c + u * Vec::width, s[i][u]);
+  }
+
+  void values(int key0, int n_keys, const float* shrink) {
+    int c = 0;
+    for (; c + 2 * Vec::width <= a.head_dim; c += 2 * Vec::width) values_of<2>(c, key0, n_keys, shrink);
+    for (; c + Vec::width <= a.head_dim; c += Vec::width) values_of<1>(c, key0, n_keys, shrink);
+    for (; c < a.head_dim; ++c) {
+      const float* v = a.v + size_t(key0) * a.kv_stride + c;
+      for (int i = 0; i < n; ++i) {
+        float s = acc[i][c] * shrink[i];
+        for (int j = 0; j < n_keys; ++j) s += p[i][j] * v[size_t(j) * a.kv_stride];
+        acc[i][c] = s;
+      }
+    }
+  }
+
+  void run() {
+    int begin = a.pos[0], end = 0;
+    for (int i = 0; i < n; ++i) {
+      first[i] = first_key(a.pos[i], a.window);
+      begin = std::min(begin, first[i]);
+      end = std::max(end, a.pos[i] + 1);
+      for (int c = 0; c < a.head_dim; ++c) q[i][c] = a.q[i][c] * a.scale;
+      std::fill_n(acc[i], a.head_dim, 0.0f);
+      std::fill_n(p[i], kAttentionKeys, 0.0f);
+      top[i] = kHidden;
+      total[i] = 0;
+    }
+    for (int key0 = begin / kAttentionKeys * kAttentionKeys; key0 < end; key0 += kAttentionKeys) {
+      const int n_keys = std::min<int>(kAttentionKeys, end - key0);
+      float shrink[n];
+      scores(key0, n_keys);
+      for (int i = 0; i < n; ++i) shrink[i] = softmax(i, key0, n_keys);
+      values(key0, n_keys, shrink);
+    }
+    for (int i = 0; i < n; ++i)
+      for (int c = 0; c < a.head_dim; ++c) a.out[i][c] = acc[i][c] / total[i];
+  }
+};
+
+template <int n>
+void run(const AttentionArgs& a) {
+  Tile<n>(a).run();
+}
+
+}  // namespace
+
+void RUSSET_FOR_ISA(attention)(const AttentionArgs& a) {
+  static_assert(kAttentionRows == 4);
+  switch (a.n_queries) {
+    case 1:
+      return run<1>(a);
+    case 2:
+      return run<2>(a);
+    case 3:
+      return run<3>(a);
+    case 4:
+      return run<4>(a);
+  }
+}
+
+}  // namespace russet
