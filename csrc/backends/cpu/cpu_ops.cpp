@@ -1,0 +1,373 @@
+#include "backends/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/attention/attention.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/matvec/matvec.h"
+#include "kernels/rope/rope.h"
+#include "kernels/widen/widen.h"
+#include "kv_cache/kv_cache.h"
+
+namespace russet {
+
+// Up to this many tokens the weights go through matvec, a few rows at a time and all tokens over them while
+// they are in the L1 cache; above it through matmul. Measured: benchmarks/kernels.py --crossover.
+static constexpr int kFewTokens = 4;
+static constexpr int kFewRows = 16;
+
+// Rows whose results are kept in scratch between a product and what is fused behind it.
+static constexpr int kBlockRows = 512;
+
+// Parts of a matrix are cut at multiples of 16 rows, so that no two threads write to one cache line.
+static constexpr int kRowStep = 16;
+
+CpuOps::CpuOps(const Config& config, int n_threads)
+    : config_(config), n_threads_(n_threads), cos_(config.ropes.size()), sin_(config.ropes.size()) {}
+
+static size_t q_dim(const Config& c) {
+  return size_t(c.n_heads) * size_t(c.head_dim);
+}
+static size_t kv_dim(const Config& c) {
+  return size_t(c.n_kv_heads) * size_t(c.head_dim);
+}
+
+// Each thread's scratch: matmul's own, then a block of results, then a copy of a few normed tokens.
+static size_t block_floats(int n_tokens) {
+  return size_t(n_tokens) * kBlockRows;
+}
+static size_t norm_floats(const Config& c) {
+  return kFewTokens * ((size_t(c.dim) + 15) / 16 * 16);
+}
+static size_t scratch_floats(const Config& c, int n_tokens) {
+  return kMatmulScratchFloats + block_floats(n_tokens) + norm_floats(c);
+}
+
+float* CpuOps::matmul_scratch(Share share) const {
+  return scratch_.floats() + size_t(share.thread) * scratch_floats(config_, capacity_);
+}
+float* CpuOps::block_scratch(Share share) const {
+  return matmul_scratch(share) + kMatmulScratchFloats;
+}
+float* CpuOps::norm_scratch(Share share) const {
+  return block_scratch(share) + block_floats(capacity_);
+}
+
+void CpuOps::reserve(int n_tokens) {
+  if (n_tokens <= capacity_) return;
+  const size_t n = size_t(n_tokens);
+  const size_t row = size_t(config_.dim) + 2 * q_dim(config_) + 2 * kv_dim(config_) + size_t(config_.ffn_dim);
+  activations_.reserve(n * row * sizeof(float));
+  normed_.reserve(n * size_t(config_.dim) * sizeof(float));
+  scratch_.reserve(size_t(n_threads_) * scratch_floats(config_, n_tokens) * sizeof(float));
+  capacity_ = n_tokens;
+}
+
+Activations CpuOps::activations(int n_tokens) {
+  reserve(n_tokens);
+  const size_t n = size_t(n_tokens);
+  Activations a;
+  a.x = activations_.floats();
+  a.q = a.x + n * size_t(config_.dim);
+  a.k = a.q + n * q_dim(config_);
+  a.v = a.k + n * kv_dim(config_);
+  a.attended = a.v + n * kv_dim(config_);
+  a.hidden = a.attended + n * q_dim(config_);
+  return a;
+}
+
+// ---- norms ----
+
+void CpuOps::apply_norm(const NormWeights& n, const float* x, int n_tokens, float* y) const {
+  norm({config_.norm, x, n.w, n.bias, config_.norm_eps, y, n_tokens, n.dim});
+}
+
+// Few tokens: every thread norms them for itself, which is cheaper than waiting for another to do it.
+const float* CpuOps::normed_here(const NormWeights& n, const float* x, int n_tokens, float* scratch) const {
+  if (!n) return x;
+  apply_norm(n, x, n_tokens, scratch);
+  return scratch;
+}
+
+// Many tokens: each is normed once, by one thread.
+const float* CpuOps::normed_once(const NormWeights& n, const float* x, int n_tokens) {
+  if (!n) return x;
+  float* y = normed_.floats();
+  parallel(n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(n_tokens);
+    const size_t at = size_t(begin) * size_t(n.dim);
+    apply_norm(n, x + at, end - begin, y + at);
+  });
+  return y;
+}
+
+// ---- products ----
+
+// y[t * y_stride + r - begin] = linear(x[t])[r] for r in [begin, end)
+static void linear_rows(const Linear& linear, int begin, int end, const float* x, int n_tokens, float* y,
+                        size_t y_stride, float* scratch) {
+  const size_t n_inputs = size_t(linear.n_inputs());
+  if (n_tokens == 1) {
+    matvec({linear.w.rows(begin, end), x, y});
+  } else if (n_tokens <= kFewTokens) {
+    for (int r = begin; r < end; r += kFewRows)
+      for (int t = 0; t < n_tokens; ++t)
+        matvec({linear.w.rows(r, std::min(r + kFewRows, end)), x + size_t(t) * n_inputs,
+                y + size_t(t) * y_stride + size_t(r - begin)});
+  } else {
+    matmul({x, linear.w.rows(begin, end), y, n_tokens, y_stride, scratch});
+  }
+  if (!linear.bias) return;
+  for (int t = 0; t < n_tokens; ++t)
+    for (int r = begin; r < end; ++r) y[size_t(t) * y_stride + size_t(r - begin)] += linear.bias[r];
+}
+
+void CpuOps::norm_linear(const NormWeights& n, const float* x, int n_tokens,
+                         std::initializer_list<LinearOut> outputs) {
+  reserve(n_tokens);
+  const bool few = n_tokens <= kFewTokens;
+  if (!few) x = normed_once(n, x, n_tokens);
+  parallel(n_threads_, [&](Share share) {
+    const float* in = few ? normed_here(n, x, n_tokens, norm_scratch(share)) : x;
+    for (const LinearOut& out : outputs) {
+      const auto [begin, end] = share.of(out.linear.n_outputs(), kRowStep);
+      if (begin < end)
+        linear_rows(out.linear, begin, end, in, n_tokens, out.y + begin, size_t(out.linear.n_outputs()),
+                    matmul_scratch(share));
+    }
+  });
+}
+
+void CpuOps::norm_gate(const NormWeights& n, const Linear& gate_, const Linear& up, const float* x,
+                       int n_tokens, float* hidden) {
+  reserve(n_tokens);
+  const bool few = n_tokens <= kFewTokens;
+  if (!few) x = normed_once(n, x, n_tokens);
+  const size_t ffn_dim = size_t(gate_.n_outputs());
+  parallel(n_threads_, [&](Share share) {
+    const float* in = few ? normed_here(n, x, n_tokens, norm_scratch(share)) : x;
+    const auto [begin, end] = share.of(gate_.n_outputs(), kRowStep);
+    float* up_block = block_scratch(share);
+    for (int r = begin; r < end; r += kBlockRows) {
+      const int stop = std::min(r + kBlockRows, end);
+      const size_t n_rows = size_t(stop - r);
+      linear_rows(gate_, r, stop, in, n_tokens, hidden + r, ffn_dim, matmul_scratch(share));
+      if (up) linear_rows(up, r, stop, in, n_tokens, up_block, n_rows, matmul_scratch(share));
+      for (size_t t = 0; t < size_t(n_tokens); ++t) {
+        float* h = hidden + t * ffn_dim + size_t(r);
+        gate({config_.activation, h, up ? up_block + t * n_rows : nullptr, h, int(n_rows)});
+      }
+    }
+  });
+}
+
+static void add_scaled(float* x, const float* y, float scale, size_t n) {
+  for (size_t i = 0; i < n; ++i) x[i] += scale * y[i];
+}
+
+void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y, int n_tokens,
+                             float* x) {
+  reserve(n_tokens);
+  const size_t dim = size_t(linear.n_outputs());
+  const float scale = config_.residual_scale;
+  if (!post_norm) {
+    parallel(n_threads_, [&](Share share) {
+      const auto [begin, end] = share.of(int(dim), kRowStep);
+      float* block = block_scratch(share);
+      for (int r = begin; r < end; r += kBlockRows) {
+        const int stop = std::min(r + kBlockRows, end);
+        const size_t n_rows = size_t(stop - r);
+        linear_rows(linear, r, stop, y, n_tokens, block, n_rows, matmul_scratch(share));
+        for (size_t t = 0; t < size_t(n_tokens); ++t)
+          add_scaled(x + t * dim + size_t(r), block + t * n_rows, scale, n_rows);
+      }
+    });
+    return;
+  }
+  // The norm needs whole rows: all of them first, then token by token.
+  float* whole = normed_.floats();
+  parallel(n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(int(dim), kRowStep);
+    if (begin < end) linear_rows(linear, begin, end, y, n_tokens, whole + begin, dim, matmul_scratch(share));
+  });
+  const auto norm_and_add = [&](Share share) {
+    const auto [begin, end] = share.of(n_tokens);
+    const size_t at = size_t(begin) * dim;
+    apply_norm(post_norm, whole + at, end - begin, whole + at);
+    add_scaled(x + at, whole + at, scale, size_t(end - begin) * dim);
+  };
+  parallel(n_tokens <= kFewTokens ? 1 : n_threads_, norm_and_add);
+}
+
+void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear& head, const float* x,
+                         float* logits) {
+  const int n_rows = int(batch.logit_rows.size());
+  const size_t dim = size_t(head.n_inputs()), vocab_size = size_t(head.n_outputs());
+  if (n_rows == 0) return;
+  reserve(n_rows);
+  float* in = normed_.floats();
+  for (int i = 0; i < n_rows; ++i) {
+    const float* row = x + size_t(batch.logit_rows[size_t(i)]) * dim;
+    if (n) {
+      apply_norm(n, row, 1, in + size_t(i) * dim);
+    } else {
+      std::copy_n(row, dim, in + size_t(i) * dim);
+    }
+  }
+  const float scale = config_.logits_scale, softcap = config_.logits_softcap;
+  parallel(n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(head.n_outputs(), kRowStep);
+    if (begin == end) return;
+    linear_rows(head, begin, end, in, n_rows, logits + begin, vocab_size, matmul_scratch(share));
+    if (scale == 1 && softcap == 0) return;
+    for (size_t i = 0; i < size_t(n_rows); ++i)
+      for (float* l = logits + i * vocab_size + size_t(begin); l != logits + i * vocab_size + size_t(end);
+           ++l)
+        *l = softcap > 0 ? softcap * std::tanh(*l * scale / softcap) : *l * scale;
+  });
+}
+
+// ---- positions ----
+
+// 1 / base^(2 i / rotary_dim), with the base grown for texts longer than the model was trained on: dynamic
+// NTK (bloc97 and emozilla, 2023), as transformers computes it.
+static float dynamic_inv_freq(const Rope& r, int length, size_t i) {
+  const double rotary_dim = double(2 * r.inv_freq.size()), factor = double(r.dynamic_factor);
+  const double growth = factor * length / r.original_ctx - (factor - 1);
+  const double base = double(r.theta) * std::pow(growth, rotary_dim / (rotary_dim - 2));
+  return float(1 / std::pow(base, double(2 * i) / rotary_dim));
+}
+
+static float inv_freq(const Rope& r, int length, size_t i) {
+  if (length > r.original_ctx) {
+    if (!r.long_inv_freq.empty()) return r.long_inv_freq[i];
+    if (r.dynamic_factor > 0) return dynamic_inv_freq(r, length, i);
+  }
+  return r.inv_freq[i];
+}
+
+static float rope_scale(const Rope& r, int length) {
+  return !r.long_inv_freq.empty() && length > r.original_ctx ? r.long_scale : r.scale;
+}
+
+// Angles are rounded to float before their cosine is taken, as the models were trained: at position 100,000
+// the exact product would differ in the third digit.
+void CpuOps::choose_angles(const Batch& batch) {
+  pos_.resize(size_t(batch.n_tokens()));
+  segment_of_.resize(size_t(batch.n_tokens()));
+  for (size_t s = 0; s < batch.segments.size(); ++s)
+    for (int i = 0; i < batch.segments[s].n_tokens; ++i) {
+      const size_t t = size_t(batch.segments[s].begin + i);
+      pos_[t] = batch.segments[s].pos + i;
+      segment_of_[t] = int(s);
+    }
+  for (size_t r = 0; r < config_.ropes.size(); ++r) {
+    const Rope& rope = config_.ropes[r];
+    const size_t half = rope.inv_freq.size();
+    cos_[r].resize(pos_.size() * half);
+    sin_[r].resize(pos_.size() * half);
+    std::vector<float> frequencies(half);
+    for (const Segment& s : batch.segments) {
+      for (size_t i = 0; i < half; ++i) frequencies[i] = inv_freq(rope, s.rope_length, i);
+      const double scale = double(rope_scale(rope, s.rope_length));
+      for (size_t t = size_t(s.begin); t < size_t(s.begin + s.n_tokens); ++t)
+        for (size_t i = 0; i < half; ++i) {
+          const double angle = double(float(pos_[t]) * frequencies[i]);
+          cos_[r][t * half + i] = float(std::cos(angle) * scale);
+          sin_[r][t * half + i] = float(std::sin(angle) * scale);
+        }
+    }
+  }
+}
+
+void CpuOps::embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) {
+  choose_angles(batch);
+  const size_t dim = size_t(table.n_cols);
+  std::vector<float> position(positions ? dim : 0);
+  for (size_t t = 0; t < batch.tokens.size(); ++t) {
+    float* row = x + t * dim;
+    widen({table.row(batch.tokens[t]), table.dtype, row, dim});
+    if (scale != 1)
+      for (size_t i = 0; i < dim; ++i) row[i] *= scale;
+    if (positions) {
+      widen({positions.row(pos_[t]), positions.dtype, position.data(), dim});
+      for (size_t i = 0; i < dim; ++i) row[i] += position[i];
+    }
+  }
+}
+
+// ---- attention ----
+
+void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, float* q, float* k,
+                        const float* v) {
+  const int rope_index = config_.layer_rope[size_t(layer)];
+  const size_t q_floats = q_dim(config_), kv_floats = kv_dim(config_);
+  const auto one_token = [&](size_t t) {
+    float *qt = q + t * q_floats, *kt = k + t * kv_floats;
+    if (w.q_norm) apply_norm(w.q_norm, qt, int(q_floats) / w.q_norm.dim, qt);
+    if (w.k_norm) apply_norm(w.k_norm, kt, int(kv_floats) / w.k_norm.dim, kt);
+    if (rope_index >= 0) {
+      const size_t r = size_t(rope_index), half = config_.ropes[r].inv_freq.size();
+      const float *c = &cos_[r][t * half], *s = &sin_[r][t * half];
+      rope({qt, c, s, config_.n_heads, config_.head_dim, int(2 * half)});
+      rope({kt, c, s, config_.n_kv_heads, config_.head_dim, int(2 * half)});
+    }
+    const KvCache& cache = *batch.segments[size_t(segment_of_[t])].cache;
+    const size_t row = size_t(pos_[t]) * cache.row_floats();
+    std::copy_n(kt, kv_floats, cache.k(layer) + row);
+    std::copy_n(v + t * kv_floats, kv_floats, cache.v(layer) + row);
+  };
+  parallel(batch.n_tokens() <= kFewTokens ? 1 : n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(batch.n_tokens());
+    for (int t = begin; t < end; ++t) one_token(size_t(t));
+  });
+}
+
+// Work is dealt in units of kAttentionRows queries of one key-value head: the rows of a unit are (token,
+// head) pairs in order, so that one token's heads of a group, and then neighbouring tokens, share the keys
+// they read.
+void CpuOps::attention(const Batch& batch, int layer, const float* q, float* out) {
+  const int group = config_.n_heads / config_.n_kv_heads;
+  const auto units_per_head = [&](const Segment& s) {
+    return (s.n_tokens * group + kAttentionRows - 1) / kAttentionRows;
+  };
+  int n_units = 0;
+  for (const Segment& s : batch.segments) n_units += units_per_head(s) * config_.n_kv_heads;
+
+  const auto one_unit = [&](const Segment& s, int kv_head, int unit) {
+    AttentionArgs a{};
+    const int first = unit * kAttentionRows;
+    a.n_queries = std::min<int>(kAttentionRows, s.n_tokens * group - first);
+    for (int i = 0; i < a.n_queries; ++i) {
+      const int token = (first + i) / group, head = kv_head * group + (first + i) % group;
+      const size_t at = size_t(s.begin + token) * q_dim(config_) + size_t(head) * size_t(config_.head_dim);
+      a.q[i] = q + at;
+      a.out[i] = out + at;
+      a.pos[i] = s.pos + token;
+    }
+    const size_t column = size_t(kv_head) * size_t(config_.head_dim);
+    a.k = s.cache->k(layer) + column;
+    a.v = s.cache->v(layer) + column;
+    a.kv_stride = s.cache->row_floats();
+    a.head_dim = config_.head_dim;
+    a.window = config_.layer_window[size_t(layer)];
+    a.scale = config_.attention_scale;
+    a.softcap = config_.attention_softcap;
+    russet::attention(a);
+  };
+
+  parallel(n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(n_units);
+    int base = 0;  // index of the segment's first unit
+    for (const Segment& s : batch.segments) {
+      const int per_head = units_per_head(s), n = per_head * config_.n_kv_heads;
+      for (int u = std::max(begin, base); u < std::min(end, base + n); ++u)
+        one_unit(s, (u - base) / per_head, (u - base) % per_head);
+      base += n;
+    }
+  });
+}
+
+}  // namespace russet

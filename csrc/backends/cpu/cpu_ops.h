@@ -1,0 +1,50 @@
+// CpuOps: the operations of ops.h on the CPU kernels and the thread pool. An operation is done when it
+// returns.
+#pragma once
+#include <vector>
+
+#include "backends/ops.h"
+#include "core/buffer.h"
+#include "core/parallel.h"
+
+namespace russet {
+
+class CpuOps : public Ops {
+ public:
+  CpuOps(const Config& config, int n_threads);
+
+  Activations activations(int n_tokens) override;
+  void embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) override;
+  void norm_linear(const NormWeights& norm, const float* x, int n_tokens,
+                   std::initializer_list<LinearOut> outputs) override;
+  void rope_store(const Batch& batch, int layer, const LayerWeights& weights, float* q, float* k,
+                  const float* v) override;
+  void attention(const Batch& batch, int layer, const float* q, float* out) override;
+  void norm_gate(const NormWeights& norm, const Linear& gate, const Linear& up, const float* x, int n_tokens,
+                 float* hidden) override;
+  void linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y, int n_tokens,
+                       float* x) override;
+  void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
+                   float* logits) override;
+
+  int n_threads() const { return n_threads_; }
+
+ private:
+  const float* normed_once(const NormWeights& norm, const float* x, int n_tokens);
+  const float* normed_here(const NormWeights& norm, const float* x, int n_tokens, float* scratch) const;
+  void apply_norm(const NormWeights& norm, const float* x, int n_tokens, float* y) const;
+  void reserve(int n_tokens);
+  float* matmul_scratch(Share share) const;
+  float* block_scratch(Share share) const;
+  float* norm_scratch(Share share) const;
+  void choose_angles(const Batch& batch);
+
+  const Config& config_;
+  const int n_threads_;
+  int capacity_ = 0;  // tokens the buffers have room for
+  Buffer activations_, normed_, scratch_;
+  std::vector<int> pos_, segment_of_;          // [n_tokens] of the batch being run
+  std::vector<std::vector<float>> cos_, sin_;  // [n_ropes][n_tokens * rotary_dim / 2]
+};
+
+}  // namespace russet

@@ -1,0 +1,58 @@
+// Ops: the seven fused operations a device must give. forward() is written against them alone.
+//
+// Activations are f32 matrices with one row per token of the batch, in memory the device owns
+// (activations()). An operation may return before it is done, as long as the next one sees its result.
+#pragma once
+#include <initializer_list>
+
+#include "model/batch.h"
+#include "model/config.h"
+#include "weights/weights.h"
+
+namespace russet {
+
+// [n_tokens, ...] f32 each. `hidden` holds what the gate makes; `attended` what attention makes.
+struct Activations {
+  float *x, *q, *k, *v, *attended, *hidden;
+};
+
+struct Ops {
+  virtual ~Ops() = default;
+
+  // Room for a batch of n_tokens; valid until the next call.
+  virtual Activations activations(int n_tokens) = 0;
+
+  // x[t] = table[tokens[t]] * scale + positions[pos(t)]; positions may be absent
+  virtual void embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) = 0;
+
+  // outputs[i] = weights[i](norm(x)): one norm, read by all of them; without a norm x goes in as it is
+  struct LinearOut {
+    const Linear& linear;
+    float* y;
+  };
+  virtual void norm_linear(const NormWeights& norm, const float* x, int n_tokens,
+                           std::initializer_list<LinearOut> outputs) = 0;
+
+  // Norms and rotates q and k by position (layer's norms and rope, each may be absent), stores k and v in the
+  // caches.
+  virtual void rope_store(const Batch& batch, int layer, const LayerWeights& weights, float* q, float* k,
+                          const float* v) = 0;
+
+  // out = causal attention of q over the caches, which hold the batch's own keys by now
+  virtual void attention(const Batch& batch, int layer, const float* q, float* out) = 0;
+
+  // hidden = activation(gate(norm(x))) * up(norm(x)); without an up the activation alone
+  virtual void norm_gate(const NormWeights& norm, const Linear& gate, const Linear& up, const float* x,
+                         int n_tokens, float* hidden) = 0;
+
+  // x += residual_scale * post_norm(linear(y)); the norm may be absent
+  virtual void linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y,
+                               int n_tokens, float* x) = 0;
+
+  // logits[i] = softcap(logits_scale * head(norm(x[logit_rows[i]]))), [n_logit_rows, vocab_size] in the
+  // host's memory, complete on return
+  virtual void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
+                           float* logits) = 0;
+};
+
+}  // namespace russet

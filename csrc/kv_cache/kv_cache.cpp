@@ -1,0 +1,36 @@
+#include "kv_cache/kv_cache.h"
+
+#include "core/check.h"
+
+namespace russet {
+
+size_t KvCache::bytes_per_token(const Config& c) {
+  return size_t(c.n_layers) * 2 * size_t(c.n_kv_heads) * size_t(c.head_dim) * sizeof(float);
+}
+
+// Normal pages: of each layer's room only the beginning is used, and a huge page there would round it up by 2
+// MB.
+KvCache::KvCache(const Config& c, int n_ctx)
+    : n_layers_(size_t(c.n_layers)), row_floats_(size_t(c.n_kv_heads) * size_t(c.head_dim)), n_ctx_(n_ctx) {
+  check(n_ctx >= 1, ErrorKind::usage, "n_ctx: expected at least 1, got ", n_ctx);
+  buffer_ = Buffer(size_t(n_ctx) * bytes_per_token(c), Buffer::Pages::normal);
+}
+
+void KvCache::check_room(int n_tokens) const {
+  check(n_tokens <= n_ctx_ - n_tokens_, ErrorKind::context_full, n_tokens_, " tokens in the context and ",
+        n_tokens, " more make ", n_tokens_ + n_tokens, ", n_ctx is ", n_ctx_,
+        "; shorten the prompt, or load with a larger n_ctx");
+}
+
+void KvCache::append(int n_tokens) {
+  check_room(n_tokens);
+  n_tokens_ += n_tokens;
+}
+
+void KvCache::truncate(int n_tokens) {
+  check(n_tokens >= 0 && n_tokens <= n_tokens_, ErrorKind::usage, "truncate: expected 0 to ", n_tokens_,
+        " tokens, got ", n_tokens);
+  n_tokens_ = n_tokens;
+}
+
+}  // namespace russet

@@ -1,0 +1,27 @@
+// Batch: the tokens of one forward pass, of one sequence or of several of different lengths, one after the
+// other.
+#pragma once
+#include <cstdint>
+#include <span>
+
+namespace russet {
+
+class KvCache;
+
+// Consecutive tokens of one sequence. They continue its cache: the first has position cache->n_tokens().
+struct Segment {
+  KvCache* cache;
+  int begin, n_tokens;  // which of the batch's tokens
+  int pos;              // position of the first
+  int rope_length;      // length of text the rope is chosen for: see Rope in config.h
+};
+
+struct Batch {
+  std::span<const int32_t> tokens;
+  std::span<const Segment> segments;
+  std::span<const int> logit_rows;  // which of the tokens want logits, ascending
+
+  int n_tokens() const { return int(tokens.size()); }
+};
+
+}  // namespace russet

@@ -1,0 +1,15 @@
+// forward(): one pass of the transformer over a ragged batch.
+#pragma once
+#include "backends/ops.h"
+
+namespace russet {
+
+// Appends the batch's tokens to their caches and writes logits [n_logit_rows, vocab_size]. Throws, before
+// anything has changed, Error{context_full} when a cache has too little room and Error{usage} on an id out of
+// range.
+void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits);
+
+// Throws Error{weights} where a weight's shape is not what config says, or one that must be there is missing.
+void check_weights(const Config& config, const Weights& weights);
+
+}  // namespace russet
