@@ -1,0 +1,287 @@
+// The Python module russet._core: the only file, with kernels.cpp beside it, that knows Python. The GIL is
+// released around everything that computes.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backends/cpu/cpu_ops.h"
+#include "bindings/arrays.h"
+#include "core/check.h"
+#include "core/cpu.h"
+#include "core/parallel.h"
+#include "kernels/matmul/matmul.h"
+#include "kv_cache/kv_cache.h"
+#include "model/forward.h"
+#include "sampler/sampler.h"
+
+namespace py = pybind11;
+using namespace russet;
+
+void bind_kernels(py::module_& m);
+
+namespace {
+
+void raise_in_python(const Error& e) {
+  static constexpr const char* kClasses[] = {"UsageError", "WeightsError", "ContextFull", "NotEnoughMemory",
+                                             "NumericalError"};
+  const py::object error = py::module_::import("russet.errors").attr(kClasses[size_t(e.kind)]);
+  PyErr_SetString(error.ptr(), e.what());
+}
+
+// A model on the core's side: its numbers, its views, and the Python arrays that own what they view.
+struct Model {
+  Config config;
+  Weights weights;
+  std::vector<py::object> owners;
+};
+
+const float* vector_of(const py::handle& tensor, int* dim) {
+  const py::object data = py::cast<py::tuple>(tensor)[0];
+  check(py::isinstance<Array<float>>(data), ErrorKind::weights,
+        "a vector must be a contiguous array of float32");
+  const auto array = py::cast<Array<float>>(data);
+  *dim = int(array.size());
+  return array.data();
+}
+
+// "layers.3.q.w" -> the view it names
+void set_weight(Weights& weights, const std::string& role, const py::handle& tensor) {
+  const size_t dot = role.rfind('.');
+  std::string name = role.substr(0, dot);
+  const bool is_bias = role.substr(dot + 1) == "bias";
+  LayerWeights* layer = nullptr;
+  if (name.rfind("layers.", 0) == 0) {
+    const size_t end = name.find('.', 7);
+    layer = &weights.layers.at(std::stoul(name.substr(7, end - 7)));
+    name = name.substr(end + 1);
+  }
+
+  const auto set_norm = [&](NormWeights& norm) {
+    int dim = 0;
+    (is_bias ? norm.bias : norm.w) = vector_of(tensor, &dim);
+    check(norm.dim == 0 || norm.dim == dim, ErrorKind::weights, role, ": expected [", norm.dim, "], got [",
+          dim, "]");
+    norm.dim = dim;
+  };
+  const auto set_linear = [&](Linear& linear) {
+    if (!is_bias) {
+      linear.w = view_of(tensor);
+      return;
+    }
+    int dim = 0;
+    linear.bias = vector_of(tensor, &dim);
+    check(!linear.w || linear.n_outputs() == dim, ErrorKind::weights, role, ": expected [",
+          linear.n_outputs(), "], got [", dim, "]");
+  };
+
+  if (layer) {
+    const std::pair<const char*, NormWeights LayerWeights::*> norms[] = {
+        {"attn_norm", &LayerWeights::attn_norm}, {"attn_post_norm", &LayerWeights::attn_post_norm},
+        {"q_norm", &LayerWeights::q_norm},       {"k_norm", &LayerWeights::k_norm},
+        {"ffn_norm", &LayerWeights::ffn_norm},   {"ffn_post_norm", &LayerWeights::ffn_post_norm}};
+    const std::pair<const char*, Linear LayerWeights::*> linears[] = {
+        {"q", &LayerWeights::q},      {"k", &LayerWeights::k},       {"v", &LayerWeights::v},
+        {"o", &LayerWeights::o},      {"gate", &LayerWeights::gate}, {"up", &LayerWeights::up},
+        {"down", &LayerWeights::down}};
+    for (const auto& [n, member] : norms)
+      if (name == n) return set_norm(layer->*member);
+    for (const auto& [n, member] : linears)
+      if (name == n) return set_linear(layer->*member);
+  } else {
+    if (name == "embed") return void(weights.embed = view_of(tensor));
+    if (name == "positions") return void(weights.positions = view_of(tensor));
+    if (name == "head") return set_linear(weights.head);
+    if (name == "final_norm") return set_norm(weights.final_norm);
+  }
+  fail(ErrorKind::weights, "no weight has the role '", role, "'");
+}
+
+// tensors: role -> (array, dtype). Matrices in f32, f16 or bf16 (as uint16), vectors in f32. A head that is
+// not there is the embedding. Weights come before their biases, as a dict keeps its order.
+Model make_model(const Config& config, const py::dict& tensors) {
+  Model model{config, {}, {}};
+  model.weights.layers.resize(size_t(config.n_layers));
+  for (const auto& [role, tensor] : tensors) {
+    set_weight(model.weights, py::cast<std::string>(role), tensor);
+    model.owners.push_back(py::reinterpret_borrow<py::object>(tensor));
+  }
+  if (!model.weights.head.w) model.weights.head.w = model.weights.embed;
+  check_weights(model.config, model.weights);
+  return model;
+}
+
+// One sequence's part of a call: its cache, its next tokens, the length its rope is chosen for, and whether
+// it wants logits of all its tokens or of the last alone.
+using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
+
+// The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
+struct Cpu {
+  Cpu(const Config& c, int n_threads) : config(c), ops(config, n_threads) {
+    check(n_threads >= 1 && n_threads <= 1024, ErrorKind::usage, "threads: expected 1 to 1024, got ",
+          n_threads);
+  }
+
+  Array<float> forward(const Model& model, const std::vector<Part>& parts) {
+    std::vector<int32_t> tokens;
+    std::vector<Segment> segments;
+    std::vector<int> logit_rows;
+    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
+      check(!ids.empty(), ErrorKind::usage, "forward: a sequence has no tokens");
+      for (const Segment& s : segments)
+        check(s.cache != cache, ErrorKind::usage, "forward: one cache appears twice in a batch");
+      const int begin = int(tokens.size()), n = int(ids.size());
+      tokens.insert(tokens.end(), ids.begin(), ids.end());
+      segments.push_back({cache, begin, n, cache->n_tokens(), std::max(rope_length, cache->n_tokens() + n)});
+      for (int t = all_logits ? 0 : n - 1; t < n; ++t) logit_rows.push_back(begin + t);
+    }
+    Array<float> logits({logit_rows.size(), size_t(model.config.vocab_size)});
+    float* out = logits.mutable_data();
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> turn(lock);
+    russet::forward(model.config, model.weights, ops, {tokens, segments, logit_rows}, out);
+    return logits;
+  }
+
+  // The fused operations alone, for tests and benchmarks.
+  Array<float> norm_linear(const py::object& norm_w, const py::object& norm_bias, const py::tuple& w,
+                           const Array<float>& x) {
+    const Linear linear{view_of(w)};
+    Array<float> y({x.shape(0), py::ssize_t(linear.n_outputs())});
+    const NormWeights norm = norm_of(norm_w, norm_bias);
+    float* out = y.mutable_data();
+    const float* in = x.data();
+    const int n_tokens = int(x.shape(0));
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> turn(lock);
+    ops.norm_linear(norm, in, n_tokens, {{linear, out}});
+    return y;
+  }
+
+  Array<float> norm_gate(const py::object& norm_w, const py::object& norm_bias, const py::tuple& gate,
+                         const py::object& up, const Array<float>& x) {
+    const Linear gate_linear{view_of(gate)};
+    const Linear up_linear = up.is_none() ? Linear{} : Linear{view_of(up)};
+    Array<float> y({x.shape(0), py::ssize_t(gate_linear.n_outputs())});
+    const NormWeights norm = norm_of(norm_w, norm_bias);
+    float* out = y.mutable_data();
+    const float* in = x.data();
+    const int n_tokens = int(x.shape(0));
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> turn(lock);
+    ops.norm_gate(norm, gate_linear, up_linear, in, n_tokens, out);
+    return y;
+  }
+
+  static NormWeights norm_of(const py::object& w, const py::object& bias) {
+    if (w.is_none()) return {};
+    const Array<float> weights = py::cast<Array<float>>(w);
+    return {weights.data(), bias.is_none() ? nullptr : py::cast<Array<float>>(bias).data(),
+            int(weights.size())};
+  }
+
+  const Config config;
+  CpuOps ops;
+  std::mutex lock;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "russet's C++ core: views of weights in, logits out.";
+
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& e) {
+      raise_in_python(e);
+    }
+  });
+
+  py::enum_<NormKind>(m, "NormKind").value("rms", NormKind::rms).value("layer", NormKind::layer);
+  py::enum_<Activation>(m, "Activation")
+      .value("silu", Activation::silu)
+      .value("gelu", Activation::gelu)
+      .value("gelu_tanh", Activation::gelu_tanh)
+      .value("relu", Activation::relu);
+
+  py::class_<Rope>(m, "Rope")
+      .def(py::init<>())
+      .def_readwrite("inv_freq", &Rope::inv_freq)
+      .def_readwrite("long_inv_freq", &Rope::long_inv_freq)
+      .def_readwrite("scale", &Rope::scale)
+      .def_readwrite("long_scale", &Rope::long_scale)
+      .def_readwrite("original_ctx", &Rope::original_ctx)
+      .def_readwrite("dynamic_factor", &Rope::dynamic_factor)
+      .def_readwrite("theta", &Rope::theta);
+
+  py::class_<Config>(m, "Config")
+      .def(py::init<>())
+      .def_readwrite("n_layers", &Config::n_layers)
+      .def_readwrite("dim", &Config::dim)
+      .def_readwrite("n_heads", &Config::n_heads)
+      .def_readwrite("n_kv_heads", &Config::n_kv_heads)
+      .def_readwrite("head_dim", &Config::head_dim)
+      .def_readwrite("ffn_dim", &Config::ffn_dim)
+      .def_readwrite("vocab_size", &Config::vocab_size)
+      .def_readwrite("max_ctx", &Config::max_ctx)
+      .def_readwrite("norm", &Config::norm)
+      .def_readwrite("norm_eps", &Config::norm_eps)
+      .def_readwrite("activation", &Config::activation)
+      .def_readwrite("parallel_residual", &Config::parallel_residual)
+      .def_readwrite("embed_scale", &Config::embed_scale)
+      .def_readwrite("residual_scale", &Config::residual_scale)
+      .def_readwrite("attention_scale", &Config::attention_scale)
+      .def_readwrite("attention_softcap", &Config::attention_softcap)
+      .def_readwrite("logits_scale", &Config::logits_scale)
+      .def_readwrite("logits_softcap", &Config::logits_softcap)
+      .def_readwrite("ropes", &Config::ropes)
+      .def_readwrite("layer_rope", &Config::layer_rope)
+      .def_readwrite("layer_window", &Config::layer_window);
+
+  py::class_<Model>(m, "Model")
+      .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))
+      .def_readonly("config", &Model::config);
+
+  py::class_<KvCache>(m, "KvCache")
+      .def(py::init([](const Model& model, int n_ctx) { return KvCache(model.config, n_ctx); }),
+           py::arg("model"), py::arg("n_ctx"))
+      .def_property_readonly("n_ctx", &KvCache::n_ctx)
+      .def_property_readonly("n_tokens", &KvCache::n_tokens)
+      .def("truncate", &KvCache::truncate, py::arg("n_tokens"))
+      .def("bytes", &KvCache::bytes)
+      .def_static("bytes_per_token", &KvCache::bytes_per_token, py::arg("config"));
+
+  py::class_<Cpu>(m, "Cpu")
+      .def(py::init<const Config&, int>(), py::arg("config"), py::arg("n_threads"))
+      .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_threads(); })
+      .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"))
+      .def("norm_linear", &Cpu::norm_linear, py::arg("norm_w"), py::arg("norm_bias"), py::arg("w"),
+           py::arg("x"))
+      .def("norm_gate", &Cpu::norm_gate, py::arg("norm_w"), py::arg("norm_bias"), py::arg("gate"),
+           py::arg("up"), py::arg("x"));
+
+  py::class_<Sampler>(m, "Sampler")
+      .def(py::init([](float temperature, int top_k, float top_p, float min_p, uint64_t seed) {
+             return Sampler({temperature, top_k, top_p, min_p}, seed);
+           }),
+           py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+           py::arg("seed"))
+      .def(
+          "sample",
+          [](Sampler& sampler, const Array<float>& logits) {
+            return sampler.sample({logits.data(), size_t(logits.size())});
+          },
+          py::arg("logits"));
+
+  m.def("default_threads", &default_threads);
+  m.def("cpu_name", &cpu_name);
+  m.def("cpu_features", &cpu_feature_names);
+  m.def("matmul_library", &matmul_library);
+
+  bind_kernels(m);
+}

@@ -1,0 +1,162 @@
+// russet._core.kernels: every variant of every kernel by name, for tests and benchmarks.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/arrays.h"
+#include "core/buffer.h"
+#include "kernels/attention/attention.h"
+#include "kernels/gate/gate.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/matvec/matvec.h"
+#include "kernels/norm/norm.h"
+#include "kernels/rope/rope.h"
+#include "kernels/widen/widen.h"
+
+namespace py = pybind11;
+using namespace russet;
+
+namespace {
+
+template <typename Fn>
+Fn* find(std::span<const Variant<Fn>> table, const std::string& name) {
+  for (const Variant<Fn>& variant : table)
+    if (variant.name == name) {
+      check(runs_here(variant.needs), ErrorKind::usage, "variant '", name,
+            "' needs a feature this chip lacks");
+      return variant.run;
+    }
+  fail(ErrorKind::usage, "no variant '", name, "'");
+}
+
+// [(name, runs here, is the one used)]
+template <typename Fn>
+py::list describe(const char* op, std::span<const Variant<Fn>> table) {
+  py::list rows;
+  const Variant<Fn>* active = &pick(op, table);
+  for (const Variant<Fn>& variant : table)
+    rows.append(py::make_tuple(variant.name, runs_here(variant.needs), &variant == active));
+  return rows;
+}
+
+py::dict variants() {
+  py::dict tables;
+  tables["matvec"] = describe("matvec", matvec_variants(DType::bf16));
+  tables["matvec_f32"] = describe("matvec", matvec_variants(DType::f32));
+  tables["matmul"] = describe("matmul", matmul_variants());
+  tables["attention"] = describe("attention", attention_variants());
+  tables["norm"] = describe("norm", norm_variants());
+  tables["rope"] = describe("rope", rope_variants());
+  tables["gate"] = describe("gate", gate_variants());
+  tables["widen"] = describe("widen", widen_variants());
+  return tables;
+}
+
+Array<float> run_matvec(const std::string& variant, const py::tuple& w, const Array<float>& x) {
+  const View view = view_of(w);
+  check(x.size() == view.n_cols, ErrorKind::usage, "matvec: x has the wrong length");
+  Array<float> y(view.n_rows);
+  float* out = y.mutable_data();
+  MatvecFn* run = find(matvec_variants(view.dtype), variant);
+  const py::gil_scoped_release release;
+  run({view, x.data(), out});
+  return y;
+}
+
+Array<float> run_matmul(const std::string& variant, const py::tuple& w, const Array<float>& x) {
+  const View view = view_of(w);
+  check(x.ndim() == 2 && x.shape(1) == view.n_cols, ErrorKind::usage, "matmul: x has the wrong shape");
+  Array<float> y({x.shape(0), py::ssize_t(view.n_rows)});
+  const MatmulArgs args{x.data(), view, y.mutable_data(), int(x.shape(0)), size_t(view.n_rows), nullptr};
+  MatmulFn* run = find(matmul_variants(), variant);
+  static const Buffer scratch(kMatmulScratchFloats * sizeof(float));
+  MatmulArgs with_scratch = args;
+  with_scratch.scratch = scratch.floats();
+  const py::gil_scoped_release release;
+  run(with_scratch);
+  return y;
+}
+
+Array<float> run_norm(const std::string& variant, NormKind kind, const Array<float>& x, const Array<float>& w,
+                      const py::object& bias, float eps) {
+  check(x.ndim() == 2 && w.size() == x.shape(1), ErrorKind::usage, "norm: w has the wrong length");
+  Array<float> y({x.shape(0), x.shape(1)});
+  const Array<float> b = bias.is_none() ? Array<float>(0) : py::cast<Array<float>>(bias);
+  find(norm_variants(), variant)({kind, x.data(), w.data(), bias.is_none() ? nullptr : b.data(), eps,
+                                  y.mutable_data(), int(x.shape(0)), int(x.shape(1))});
+  return y;
+}
+
+Array<float> run_rope(const std::string& variant, const Array<float>& x, const Array<float>& cos,
+                      const Array<float>& sin) {
+  check(x.ndim() == 2 && cos.size() == sin.size() && 2 * cos.size() <= x.shape(1), ErrorKind::usage,
+        "rope: cos and sin have the wrong length");
+  Array<float> y(std::vector<py::ssize_t>{x.shape(0), x.shape(1)}, x.data());
+  find(rope_variants(), variant)(
+      {y.mutable_data(), cos.data(), sin.data(), int(x.shape(0)), int(x.shape(1)), int(2 * cos.size())});
+  return y;
+}
+
+Array<float> run_gate(const std::string& variant, Activation activation, const Array<float>& gate,
+                      const py::object& up) {
+  Array<float> y(gate.size());
+  const Array<float> u = up.is_none() ? Array<float>(0) : py::cast<Array<float>>(up);
+  check(up.is_none() || u.size() == gate.size(), ErrorKind::usage, "gate: up has the wrong length");
+  find(gate_variants(), variant)(
+      {activation, gate.data(), up.is_none() ? nullptr : u.data(), y.mutable_data(), int(gate.size())});
+  return y;
+}
+
+Array<float> run_widen(const std::string& variant, const py::tuple& x) {
+  const View view = view_of(x);
+  Array<float> y({view.n_rows, view.n_cols});
+  find(widen_variants(),
+       variant)({view.data, view.dtype, y.mutable_data(), size_t(view.n_rows) * size_t(view.n_cols)});
+  return y;
+}
+
+// q [n_queries, head_dim], k and v [n_keys, head_dim], pos [n_queries]
+Array<float> run_attention(const std::string& variant, const Array<float>& q, const Array<float>& k,
+                           const Array<float>& v, const std::vector<int>& pos, float scale, int window,
+                           float softcap) {
+  check(q.ndim() == 2 && k.ndim() == 2 && v.ndim() == 2 && q.shape(0) >= 1 && q.shape(0) <= kAttentionRows &&
+            size_t(q.shape(0)) == pos.size() && k.shape(0) == v.shape(0) && k.shape(1) == q.shape(1) &&
+            v.shape(1) == q.shape(1) && q.shape(1) <= kMaxHeadDim,
+        ErrorKind::usage, "attention: shapes disagree");
+  Array<float> out({q.shape(0), q.shape(1)});
+  AttentionArgs a{};
+  a.n_queries = int(q.shape(0));
+  a.head_dim = int(q.shape(1));
+  for (int i = 0; i < a.n_queries; ++i) {
+    check(pos[size_t(i)] >= 0 && pos[size_t(i)] < k.shape(0), ErrorKind::usage,
+          "attention: pos is out of range");
+    a.q[i] = q.data() + i * a.head_dim;
+    a.out[i] = out.mutable_data() + i * a.head_dim;
+    a.pos[i] = pos[size_t(i)];
+  }
+  a.k = k.data();
+  a.v = v.data();
+  a.kv_stride = size_t(a.head_dim);
+  a.window = window;
+  a.scale = scale;
+  a.softcap = softcap;
+  find(attention_variants(), variant)(a);
+  return out;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  py::module_ kernels = m.def_submodule("kernels", "Every variant of every kernel, by name.");
+  kernels.def("variants", &variants, "op -> [(name, runs here, is the one used)]");
+  kernels.def("matvec", &run_matvec, py::arg("variant"), py::arg("w"), py::arg("x"));
+  kernels.def("matmul", &run_matmul, py::arg("variant"), py::arg("w"), py::arg("x"));
+  kernels.def("norm", &run_norm, py::arg("variant"), py::arg("kind"), py::arg("x"), py::arg("w"),
+              py::arg("bias") = py::none(), py::arg("eps") = 1e-5f);
+  kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));
+  kernels.def("gate", &run_gate, py::arg("variant"), py::arg("activation"), py::arg("gate"),
+              py::arg("up") = py::none());
+  kernels.def("widen", &run_widen, py::arg("variant"), py::arg("x"));
+  kernels.def("attention", &run_attention, py::arg("variant"), py::arg("q"), py::arg("k"), py::arg("v"),
+              py::arg("pos"), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("softcap") = 0.0f);
+}
