@@ -1,0 +1,50 @@
+"""Backends: the devices a model can run on. Each is a Backend; one conversation on it is a Session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Session(Protocol):
+    """One conversation on one device: a cache, and the tokens it holds."""
+
+    n_ctx: int  #: tokens the cache can hold
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the cache holds."""
+        ...
+
+    def forward(
+        self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0
+    ) -> np.ndarray[Any, Any]:
+        """Append tokens; return logits [1, vocab_size] f32 of the last one, or [n_tokens, vocab_size] of all.
+
+        `text_length` is the length of the whole text these tokens are part of, where it is already known: some ropes
+        choose their frequencies by it. Raises ContextFull when the cache has fewer free places than len(tokens), and
+        UsageError on an id out of range; the session is then as it was.
+        """
+        ...
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget the tokens from index n_tokens on."""
+        ...
+
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held now."""
+        ...
+
+
+class Backend(Protocol):
+    """A model on one device."""
+
+    name: str
+
+    def session(self, n_ctx: int) -> Session: ...
+
+    def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
+        """One ragged batch: append each session's tokens; logits [n_sessions, vocab_size] of their last ones."""
+        ...
