@@ -266,17 +266,17 @@ PYBIND11_MODULE(_core, m) {
            py::arg("up"), py::arg("x"));
 
   py::class_<Sampler>(m, "Sampler")
-      .def(py::init([](float temperature, int top_k, float top_p, float min_p, uint64_t seed) {
-             return Sampler({temperature, top_k, top_p, min_p}, seed);
+      .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repetition_penalty, uint64_t seed) {
+             return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed);
            }),
-           py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-           py::arg("seed"))
+           py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("seed") = 0)
       .def(
           "sample",
-          [](Sampler& sampler, const Array<float>& logits) {
-            return sampler.sample({logits.data(), size_t(logits.size())});
+          [](Sampler& sampler, const Array<float>& logits, const std::vector<int32_t>& seen) {
+            return sampler.sample({logits.data(), size_t(logits.size())}, seen);
           },
-          py::arg("logits"));
+          py::arg("logits"), py::arg("seen") = std::vector<int32_t>{});
 
   m.def("default_threads", &default_threads);
   m.def("cpu_name", &cpu_name);

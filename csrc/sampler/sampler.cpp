@@ -30,7 +30,18 @@ static int likeliest(std::span<const float> logits) {
   return best;
 }
 
-int Sampler::sample(std::span<const float> logits) {
+std::span<const float> Sampler::penalise(std::span<const float> logits, std::span<const int32_t> seen) {
+  penalised_.assign(logits.begin(), logits.end());
+  for (const int32_t token : seen) {
+    if (token < 0 || size_t(token) >= logits.size()) continue;
+    const float logit = logits[size_t(token)], penalty = options_.repetition_penalty;
+    penalised_[size_t(token)] = logit > 0 ? logit / penalty : logit * penalty;
+  }
+  return penalised_;
+}
+
+int Sampler::sample(std::span<const float> logits, std::span<const int32_t> seen) {
+  if (options_.repetition_penalty != 1) logits = penalise(logits, seen);
   const int best = likeliest(logits);
   if (options_.temperature <= 0) return best;
 

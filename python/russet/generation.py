@@ -1,0 +1,151 @@
+"""Generation: prompt ids to a stream of pieces. Files, names and templates are model.py's business."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from russet import _core
+from russet.backends import Session
+from russet.config import Config
+from russet.detokenizer import Detokenizer
+from russet.errors import NumericalError
+from russet.options import GenerateOptions
+from russet.stop_strings import StopStrings
+
+#: Prompt tokens computed at once: enough for the matrix products to run at full speed, few enough for the activations
+#: to stay small and for Ctrl-C to be heard.
+CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One generated token and the text it made certain; the texts of all pieces join to the whole text."""
+
+    text: str  #: may be empty: part of a character, or held back as the possible beginning of a stop string
+    token: int | None  #: its id; None where max_tokens=0 or a full context left no token to generate
+    finish_reason: str | None  #: None until the last piece: "stop" (end of text, stop string) or "length"
+    prompt_tokens: int  #: tokens of the prompt
+    cached_tokens: int  #: of these, how many were in the cache already
+    generated_tokens: int  #: tokens generated so far
+    first_token_s: float  #: seconds from the call to the first token
+    tokens_per_s: float  #: speed since the first token; 0 before the second
+
+
+class Conversation:
+    """A session and the tokens in it: what a new prompt shares with them need not be computed again."""
+
+    def __init__(self, session: Session, config: Config) -> None:
+        self.session = session
+        self._ropes = config.ropes
+        self._tokens: list[int] = []
+
+    def begin(self, prompt: Sequence[int]) -> int:
+        """Keep what the cache shares with the prompt, forget the rest; how many tokens were kept."""
+        n_shared = 0
+        most = min(len(self._tokens), len(prompt) - 1)  # the last one is computed, for its logits
+        while n_shared < most and self._tokens[n_shared] == prompt[n_shared]:
+            n_shared += 1
+        if self._rope_of(len(self._tokens)) != self._rope_of(len(prompt)):
+            n_shared = 0
+        self.rewind(n_shared)
+        return n_shared
+
+    def append(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray[Any, Any]:
+        """Logits of the last token, or of all."""
+        length = len(self._tokens) + len(tokens)
+        if self._tokens and self._long_rope(len(self._tokens)) != self._long_rope(length):
+            # The text has outgrown the frequencies its keys were stored with: compute it anew, as transformers does.
+            tokens = [*self._tokens, *tokens]
+            self.rewind(0)
+        rows = []
+        for begin in range(0, len(tokens), CHUNK_TOKENS):
+            chunk = tokens[begin : begin + CHUNK_TOKENS]
+            logits = self.session.forward(chunk, all_logits=all_logits, text_length=length)
+            self._tokens.extend(chunk)
+            rows.append(logits)
+        return np.concatenate(rows) if all_logits else rows[-1]
+
+    def rewind(self, n_tokens: int) -> None:
+        self.session.rewind(n_tokens)
+        del self._tokens[n_tokens:]
+
+    def _long_rope(self, length: int) -> bool:
+        return any(rope.long_inv_freq and length > rope.original_ctx for rope in self._ropes)
+
+    def _rope_of(self, length: int) -> int:
+        """Equal for two lengths of text whose keys are rotated alike."""
+        grown = any(rope.dynamic_factor and length > rope.original_ctx for rope in self._ropes)
+        return length if grown else -int(self._long_rope(length))
+
+
+def generate(
+    conversation: Conversation,
+    prompt: Sequence[int],
+    options: GenerateOptions,
+    *,
+    detokenizer: Detokenizer,
+    eos_token_ids: Sequence[int],
+    diagnose: Callable[[], str | None],
+) -> Iterator[Piece]:
+    """Compute the prompt, then token by token; one piece each. `diagnose` names a damaged weight, if there is one."""
+    start = time.perf_counter()
+    if not options.use_cache:
+        conversation.rewind(0)
+    n_cached = conversation.begin(prompt)
+    room = conversation.session.n_ctx - len(prompt)
+    n_most = room if options.max_tokens is None else min(options.max_tokens, room)
+    ends = frozenset() if options.ignore_eos else frozenset(eos_token_ids)
+    sampler = _core.Sampler(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=secrets.randbits(64) if options.seed is None else options.seed,
+    )
+    stops = StopStrings(options.stop)
+    text = list(prompt)
+    logits = conversation.append(prompt[n_cached:])
+    first = now = time.perf_counter()
+
+    def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:
+        return Piece(
+            text=shown,
+            token=token,
+            finish_reason=reason,
+            prompt_tokens=len(prompt),
+            cached_tokens=n_cached,
+            generated_tokens=n,
+            first_token_s=first - start,
+            tokens_per_s=(n - 1) / (now - first) if n > 1 else 0.0,
+        )
+
+    if n_most <= 0:
+        yield piece("", None, "length", 0)
+        return
+    for n in range(1, n_most + 1):
+        try:
+            token = sampler.sample(logits, text)
+        except NumericalError as error:
+            damaged = diagnose()
+            raise NumericalError(f"{damaged} holds NaN or infinity" if damaged else str(error)) from None
+        now = time.perf_counter()
+        text.append(token)
+        shown, stopped = stops.push(detokenizer.push(token))
+        if not stopped and (token in ends or n == n_most):
+            tail, stopped = stops.push(detokenizer.finish())
+            shown += tail if stopped else tail + stops.finish()
+        if stopped or token in ends:
+            yield piece(shown, token, "stop", n)
+            return
+        yield piece(shown, token, "length" if n == n_most else None, n)
+        if n < n_most:
+            if not options.use_cache:
+                conversation.rewind(0)
+            logits = conversation.append(text if not options.use_cache else [token])

@@ -1,0 +1,70 @@
+"""How much memory there is, and how much a model will need."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from russet.errors import NotEnoughMemory, UsageError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def n_bytes(size: int | str) -> int:
+    """A number of bytes from 8000000000, "8GB", "7.5 GiB" or "800M". Raises UsageError on anything else.
+
+    >>> n_bytes("7.5 GiB")
+    8053063680
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
+    if not match or match[2] not in _UNITS or float(match[1]) == 0:
+        raise UsageError(f"max_memory: expected bytes or a size such as '8GB', got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def available() -> int:
+    """Bytes that can be used without swapping, by the system's own estimate; on macOS all of the machine's."""
+    limits = []
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        limits.append(int(re.findall(r"^MemAvailable:\s*(\d+) kB", meminfo, re.M)[0]) * 1024)
+    except (OSError, IndexError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:  # a container's own limit (cgroup v2)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        if limit != "max":
+            limits.append(int(limit) - int(used))
+    except (OSError, ValueError):
+        pass
+    return max(0, min(limits))
+
+
+def choose_n_ctx(
+    *, weight_bytes: int, bytes_per_token: int, max_ctx: int, n_ctx: int | None, max_memory: int | str | None
+) -> int:
+    """The context to reserve: n_ctx, or else all the model knows, or as much of it as fits beside the weights.
+
+    Raises NotEnoughMemory, with the sum, where the weights and n_ctx tokens (at least 256 if not given) do not fit.
+    """
+    budget = available() if max_memory is None else n_bytes(max_memory)
+    least = n_ctx if n_ctx is not None else min(max_ctx, 256)
+    if n_ctx is not None and n_ctx < 1:
+        raise UsageError(f"n_ctx: expected at least 1 token, got {n_ctx}")
+    needed = weight_bytes + least * bytes_per_token
+    if needed > budget:
+        raise NotEnoughMemory(
+            f"weights {gb(weight_bytes)} + cache {gb(least * bytes_per_token)} for {least:,} tokens = {gb(needed)}, "
+            f"but {gb(budget)} {'may be used' if max_memory is not None else 'is free'}; "
+            "load with a smaller n_ctx, or raise max_memory to try all the same"
+        )
+    if n_ctx is not None:
+        return n_ctx
+    return min(max_ctx, (budget - weight_bytes) // max(1, bytes_per_token))
+
+
+def gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

@@ -1,0 +1,247 @@
+"""Model: a checkpoint, a tokenizer and a backend, ready to generate."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import index
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from russet import memory
+from russet.backends import Backend, Session
+from russet.checkpoint import Checkpoint, open_checkpoint
+from russet.config import Config, Reader
+from russet.errors import BackendError, ContextFull, UsageError
+from russet.generation import Conversation, Piece, generate
+from russet.models import family_of
+from russet.options import GenerateOptions, options_of
+from russet.tokenizer import Message, Tokenizer
+from russet.weights import Weights, bind, find_non_finite
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from russet.options import GenerateKeywords
+
+DEMO = Path(__file__).parent / "demo"
+
+#: What a model can be asked to continue: text as it is, token ids, or a conversation for its chat template.
+Prompt = str | Sequence[int] | Sequence[Message]
+
+_log = logging.getLogger("russet")
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
+    n_ctx: int | None = None,
+    max_memory: int | str | None = None,
+    strict: bool = True,
+) -> Model:
+    """Load a Hugging Face checkpoint: a folder, or a hub id such as "Qwen/Qwen3-0.6B"; the built-in demo by default.
+
+    revision: branch, tag or commit of a hub id
+    local_files_only: never use the network
+    backend: "cpu", or "auto" for the best one here
+    threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
+    n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
+    max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
+    strict: refuse a checkpoint with tensors the model has no place for
+
+    Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError.
+    """
+    if model is None:
+        _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
+        model = DEMO
+    checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
+    hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
+    family = family_of(hf)
+    config = family.config(hf)
+    sources = family.sources(hf, config)
+    weights = bind(
+        checkpoint.tensors, sources, config, ignored=getattr(family, "IGNORED", ()), strict=strict
+    )
+    tokenizer = Tokenizer.from_pretrained(checkpoint.path)
+    defaults = options_of(
+        Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json"))
+    )
+    n_ctx = memory.choose_n_ctx(
+        weight_bytes=checkpoint.n_bytes,
+        bytes_per_token=config.cache_bytes_per_token,
+        max_ctx=config.max_ctx,
+        n_ctx=n_ctx,
+        max_memory=max_memory,
+    )
+    if not config.ropes and n_ctx > config.max_ctx:
+        raise UsageError(f"n_ctx: this model learned {config.max_ctx} positions, got {n_ctx}")
+    return Model(
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        backend=_open_backend(backend, config, weights, threads),
+        n_ctx=n_ctx,
+        defaults=defaults,
+        checkpoint=checkpoint,
+    )
+
+
+def _open_backend(name: str, config: Config, weights: Weights, threads: int | None) -> Backend:
+    if name not in ("auto", "cpu"):
+        raise BackendError(f"backend {name!r}: expected 'auto' or 'cpu'; others are not built yet")
+    from russet.backends.cpu import CpuBackend
+
+    return CpuBackend(config, weights, threads=threads)
+
+
+class Model:
+    """A language model. Threads may share it: each running generation has a cache of its own."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        weights: Weights,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        n_ctx: int,
+        defaults: GenerateOptions,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.backend = backend
+        self.n_ctx = n_ctx  #: tokens a conversation can hold
+        self.defaults = defaults  #: options from generation_config.json
+        self.checkpoint = checkpoint
+        self._weights = weights
+        self._idle: list[Conversation] = []  # at most one: the last that ended, kept for its cache
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> Model:
+        """The same as russet.load()."""
+        return load(model, **options)
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> str:
+        """Continue a prompt; return the new text. Options are those of GenerateOptions.
+
+        prompt: text as it is, token ids, or a list of messages for the chat template
+
+        Raises UsageError, ContextFull, TemplateError, NumericalError.
+        """
+        return "".join(piece.text for piece in self.stream(prompt, **options))
+
+    def generate_tokens(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> list[int]:
+        """Continue a prompt; return the new token ids, the end-of-text token included where one came."""
+        return [piece.token for piece in self.stream(prompt, **options) if piece.token is not None]
+
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[GenerateKeywords]) -> str:
+        """Answer a message, or a list of them, through the model's chat template."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.generate(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> Iterator[Piece]:
+        """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
+
+        Bad input is refused here, before the first piece is asked for. Raises as generate() does.
+        """
+        chosen = self.defaults.with_keywords(options)
+        ids = self._prompt_ids(prompt)
+        if len(ids) > self.n_ctx:
+            raise ContextFull(
+                f"the prompt's {len(ids):,} tokens do not fit n_ctx={self.n_ctx:,}; "
+                "shorten it, or load with a larger n_ctx"
+            )
+        detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
+        if not _is_chat(prompt):  # the text goes on in the middle: the first piece keeps its leading space
+            for id in ids:
+                detokenizer.push(id)
+        return self._stream(ids, chosen, detokenizer)
+
+    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: Any) -> Iterator[Piece]:
+        with self._conversation() as conversation:
+            yield from generate(
+                conversation,
+                ids,
+                options,
+                detokenizer=detokenizer,
+                eos_token_ids=self.tokenizer.eos_token_ids,
+                diagnose=lambda: find_non_finite(self._weights),
+            )
+
+    def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
+        """Logits after each token: float32 [n_tokens, vocab_size]."""
+        ids = self._prompt_ids(tokens)
+        with self._conversation() as conversation:
+            conversation.rewind(0)
+            return conversation.append(ids, all_logits=True)
+
+    def score(self, text: Prompt) -> list[float]:
+        """Natural-log probability of each token but the first, given those before it."""
+        ids = self._prompt_ids(text)
+        logits = self.logits(ids)[:-1].astype(np.float64)
+        chosen = logits[np.arange(len(ids) - 1), ids[1:]]
+        top = logits.max(axis=1)
+        scores: list[float] = (chosen - top - np.log(np.exp(logits - top[:, None]).sum(axis=1))).tolist()
+        return scores
+
+    def session(self) -> Session:
+        """A fresh cache to run the model by hand: see russet.backends.Session."""
+        return self.backend.session(self.n_ctx)
+
+    def clear_cache(self) -> None:
+        """Forget the last conversation, and give its memory back."""
+        with self._lock:
+            self._idle.clear()
+
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values kept from the last conversation."""
+        with self._lock:
+            return sum(c.session.cache_bytes() for c in self._idle)
+
+    @contextmanager
+    def _conversation(self) -> Iterator[Conversation]:
+        """The kept conversation, or a new one while that is in use."""
+        with self._lock:
+            conversation = self._idle.pop() if self._idle else None
+        if conversation is None:
+            conversation = Conversation(self.session(), self.config)
+        try:
+            yield conversation
+        finally:
+            with self._lock:
+                self._idle[:] = [conversation]
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif _is_chat(prompt):
+            ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True)  # type: ignore[arg-type]
+        else:
+            try:
+                ids = [index(id) for id in prompt]  # type: ignore[arg-type]
+            except TypeError:
+                raise UsageError(
+                    f"prompt: expected text, token ids or a list of messages, got {type(prompt).__name__}"
+                ) from None
+        if not ids:
+            raise UsageError("prompt: expected at least one token, got none; this tokenizer adds no BOS of its own")
+        if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            wrong = next(id for id in ids if not 0 <= id < self.config.vocab_size)
+            raise UsageError(f"prompt: token ids go from 0 to {self.config.vocab_size - 1}, got {wrong}")
+        return ids
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
