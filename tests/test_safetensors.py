@@ -199,7 +199,7 @@ BAD = {  # name: (header, data, what the message says)
     "a hole at the end": ({"x": entry()}, b"12345", "4 bytes of tensors, as the header says, got 5"),
     "an overlap": ({"x": entry(), "y": entry(offsets=[3, 7])}, b"1234567", "from 4 on"),
     "the same bytes twice": ({"x": entry(), "y": entry()}, b"1234", "from 4 on"),
-    "an empty tensor inside another": ({"x": entry(), "y": entry(shape=[0], offsets=[2, 2])}, b"1234", ""),
+    "an empty one inside another": ({"x": entry(), "y": entry(shape=[0], offsets=[2, 2])}, b"1234", "4 on"),
     "metadata that is a list": ({"__metadata__": []}, b"", "__metadata__: expected an object of texts"),
     "metadata that is false": ({"__metadata__": False}, b"", "__metadata__: expected an object of texts"),
     "metadata with a number": ({"__metadata__": {"a": 1}}, b"", "__metadata__: expected an object of texts"),
@@ -316,10 +316,11 @@ def test_a_path_that_is_no_regular_file(tmp_path):
             read_safetensors(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read(write):
     path = write({})
     path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         read_safetensors(path)
 

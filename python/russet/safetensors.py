@@ -129,7 +129,7 @@ def read_json_object(path: Path, error: type[CheckpointError] = CheckpointError)
     if raw.startswith(_LFS_POINTER):
         raise error(_lfs_message(path))
     if len(raw) > MAX_JSON_BYTES:
-        raise error(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON, got more")
+        raise error(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON, got more; pass another")
     try:
         value = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as cause:
