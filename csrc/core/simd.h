@@ -257,7 +257,7 @@ inline float max_of(Vec a) {
 // x = n ln2 + r with |r| <= ln2 / 2; ln2 in two parts keeps r exact; e^r by its series to r^6 (1e-7 relative
 // at the ends, taken up by fitted coefficients: S. Moshier, Cephes library, expf).
 inline Vec exp(Vec x) {
-  x = min(max(x, splat(-88.0296919f)), splat(88.0f));
+  x = min(splat(88.0f), max(splat(-88.0296919f), x));  // in this order a NaN stays one
   const Vec n = round(x * splat(1.44269504088896341f));
   Vec r = fma(n, splat(-0.693359375f), x);
   r = fma(n, splat(2.12194440e-4f), r);

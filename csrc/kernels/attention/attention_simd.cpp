@@ -1,6 +1,9 @@
 // Per tile of keys: scores by dot products that share each load of a key over the queries; then the softmax
 // of the tile; then the values, again each loaded once for all queries, with the sums of two vectors of
 // columns held in registers while the tile's keys pass.
+//
+// std::fma in the tails: left to the compiler, whether a product and its sum are one rounding or two would
+// differ between Tile<1> and Tile<4>, and a query's bits with it.
 #include <algorithm>
 #include <cmath>
 
@@ -35,7 +38,7 @@ struct Tile {
       }
       for (int i = 0; i < n; ++i) p[i][j] = sum(s[i]);
       for (; c < a.head_dim; ++c)
-        for (int i = 0; i < n; ++i) p[i][j] += q[i][c] * k[c];
+        for (int i = 0; i < n; ++i) p[i][j] = std::fma(q[i][c], k[c], p[i][j]);
     }
   }
 
@@ -91,7 +94,7 @@ struct Tile {
       const float* v = a.v + size_t(key0) * a.kv_stride + c;
       for (int i = 0; i < n; ++i) {
         float s = acc[i][c] * shrink[i];
-        for (int j = 0; j < n_keys; ++j) s += p[i][j] * v[size_t(j) * a.kv_stride];
+        for (int j = 0; j < n_keys; ++j) s = std::fma(p[i][j], v[size_t(j) * a.kv_stride], s);
         acc[i][c] = s;
       }
     }

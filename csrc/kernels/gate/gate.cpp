@@ -13,7 +13,7 @@ static double activate(Activation activation, double x) {
     case Activation::gelu_tanh:
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
     case Activation::relu:
-      return x > 0 ? x : 0;
+      return x < 0 ? 0 : x;
   }
   return x;
 }

@@ -49,7 +49,7 @@ void RUSSET_FOR_ISA(gate)(const GateArgs& a) {
     case Activation::gelu_tanh:
       return each(a, gelu_tanh);
     case Activation::relu:
-      return each(a, [](Vec x) { return max(x, splat(0)); });
+      return each(a, [](Vec x) { return max(splat(0), x); });
   }
 }
 
