@@ -6,17 +6,17 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
-from russet.detokenizer import Detokenizer
 from russet.errors import NumericalError
 from russet.options import GenerateOptions
 from russet.stop_strings import StopStrings
+from russet.tokenizer import Tokenizer
 
 #: Prompt tokens computed at once: enough for the matrix products to run at full speed, few enough for the activations
 #: to stay small and for Ctrl-C to be heard.
@@ -35,6 +35,37 @@ class Piece:
     generated_tokens: int  #: tokens generated so far
     first_token_s: float  #: seconds from the call to the first token
     tokens_per_s: float  #: speed since the first token; 0 before the second
+
+
+class TextStream(Protocol):
+    """Ids to text, id by id: a Detokenizer, or a Continuation of one."""
+
+    def push(self, id: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Continuation:
+    """The text of ids that go on where a prompt ends: decode(prompt + ids) without decode(prompt).
+
+    Unlike decode(ids) it keeps the space between the two that SentencePiece tokenizers drop at a text's start.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._detokenizer = tokenizer.stream_decoder(skip_special_tokens=True)
+        n_certain = sum(len(self._detokenizer.push(id)) for id in prompt)
+        self._n_of_prompt = len(tokenizer.decode(prompt, skip_special_tokens=True)) - n_certain
+
+    def push(self, id: int) -> str:
+        return self._without_prompt(self._detokenizer.push(id))
+
+    def finish(self) -> str:
+        return self._without_prompt(self._detokenizer.finish())
+
+    def _without_prompt(self, text: str) -> str:
+        shown = text[self._n_of_prompt :]
+        self._n_of_prompt = max(0, self._n_of_prompt - len(text))
+        return shown
 
 
 class Conversation:
@@ -89,7 +120,7 @@ def generate(
     prompt: Sequence[int],
     options: GenerateOptions,
     *,
-    detokenizer: Detokenizer,
+    detokenizer: TextStream,
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
 ) -> Iterator[Piece]:

@@ -18,7 +18,7 @@ from russet.backends import Backend, Session
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import BackendError, ContextFull, UsageError
-from russet.generation import Conversation, Piece, generate
+from russet.generation import Continuation, Conversation, Piece, TextStream, generate
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.tokenizer import Message, Tokenizer
@@ -68,13 +68,9 @@ def load(
     family = family_of(hf)
     config = family.config(hf)
     sources = family.sources(hf, config)
-    weights = bind(
-        checkpoint.tensors, sources, config, ignored=getattr(family, "IGNORED", ()), strict=strict
-    )
+    weights = bind(checkpoint.tensors, sources, config, ignored=getattr(family, "IGNORED", ()), strict=strict)
     tokenizer = Tokenizer.from_pretrained(checkpoint.path)
-    defaults = options_of(
-        Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json"))
-    )
+    defaults = options_of(Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json")))
     n_ctx = memory.choose_n_ctx(
         weight_bytes=checkpoint.n_bytes,
         bytes_per_token=config.cache_bytes_per_token,
@@ -163,13 +159,14 @@ class Model:
                 f"the prompt's {len(ids):,} tokens do not fit n_ctx={self.n_ctx:,}; "
                 "shorten it, or load with a larger n_ctx"
             )
-        detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
-        if not _is_chat(prompt):  # the text goes on in the middle: the first piece keeps its leading space
-            for id in ids:
-                detokenizer.push(id)
+        detokenizer: TextStream
+        if _is_chat(prompt):
+            detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
+        else:
+            detokenizer = Continuation(self.tokenizer, ids)
         return self._stream(ids, chosen, detokenizer)
 
-    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: Any) -> Iterator[Piece]:
+    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: TextStream) -> Iterator[Piece]:
         with self._conversation() as conversation:
             yield from generate(
                 conversation,

@@ -1,0 +1,97 @@
+"""The C++ core, as csrc/bindings/ shows it to Python."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_Array = np.ndarray[Any, Any]
+_Matrix = tuple[_Array, str]  # [n_rows, n_cols], dtype name
+
+class NormKind:
+    rms: NormKind
+    layer: NormKind
+
+class Activation:
+    silu: Activation
+    gelu: Activation
+    gelu_tanh: Activation
+    relu: Activation
+
+class Rope:
+    inv_freq: Sequence[float]
+    long_inv_freq: Sequence[float]
+    scale: float
+    long_scale: float
+    original_ctx: int
+    dynamic_factor: float
+    theta: float
+
+class Config:
+    n_layers: int
+    dim: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab_size: int
+    max_ctx: int
+    norm: NormKind
+    norm_eps: float
+    activation: Activation
+    parallel_residual: bool
+    embed_scale: float
+    residual_scale: float
+    attention_scale: float
+    attention_softcap: float
+    logits_scale: float
+    logits_softcap: float
+    ropes: list[Rope]
+    layer_rope: list[int]
+    layer_window: list[int]
+
+class Model:
+    config: Config
+    def __init__(self, config: Config, tensors: Mapping[str, _Matrix]) -> None: ...
+
+class KvCache:
+    n_ctx: int
+    n_tokens: int
+    def __init__(self, model: Model, n_ctx: int) -> None: ...
+    def truncate(self, n_tokens: int) -> None: ...
+    def bytes(self) -> int: ...
+    @staticmethod
+    def bytes_per_token(config: Config) -> int: ...
+
+class Cpu:
+    n_threads: int
+    def __init__(self, config: Config, n_threads: int) -> None: ...
+    def forward(self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+    def norm_linear(
+        self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix, x: _Array
+    ) -> _Array: ...
+    def norm_gate(
+        self, norm_w: _Array | None, norm_bias: _Array | None, gate: _Matrix, up: _Matrix | None, x: _Array
+    ) -> _Array: ...
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None: ...
+    def sample(self, logits: _Array, seen: Sequence[int] = ...) -> int: ...
+
+class kernels:
+    @staticmethod
+    def variants() -> dict[str, list[tuple[str, bool, bool]]]: ...
+
+def default_threads() -> int: ...
+def cpu_name() -> str: ...
+def cpu_features() -> list[str]: ...
+def matmul_library() -> str: ...

@@ -1,0 +1,27 @@
+"""What several test files need: the shared data, and the models that come with it or with the package."""
+
+from pathlib import Path
+
+import pytest
+import russet
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def stories_folder() -> Path:
+    """A real, trained model of 260,000 parameters, with what it should give."""
+    folder = SHARED_DATA / "weights" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip("shared/data/weights/stories260K is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(stories_folder) -> russet.Model:
+    return russet.load(stories_folder / "hf")
+
+
+@pytest.fixture(scope="session")
+def demo() -> russet.Model:
+    return russet.load()
