@@ -10,6 +10,7 @@ from typing import Any
 from russet.errors import ConfigError
 
 _REQUIRED: Any = object()
+_FLOAT32_MAX = 3.4028234e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +81,26 @@ class Reader:
     def _wrong(self, key: str, expected: str) -> ConfigError:
         return ConfigError(f"{self.where}: {key}: expected {expected}, got {self.values[key]!r:.80}")
 
-    def size(self, key: str, default: int = _REQUIRED) -> int:
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Reader:
+        """The same, with a value for each key that is not there; one that is there and null stays null."""
+        return Reader({**defaults, **self.values}, self.where)
+
+    def size(self, key: str, default: int = _REQUIRED, *, most: int = 2**31 - 1) -> int:
         """A positive count or width."""
         value = self._take(key, default, "a positive integer")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise self._wrong(key, "a positive integer below 2^31")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self._wrong(key, f"a positive integer up to {most:,}")
         return value
 
-    def number(self, key: str, default: float = _REQUIRED) -> float:
+    def number(self, key: str, default: float = _REQUIRED, *, above: float = -math.inf) -> float:
+        """A number that float32 can hold."""
         value = self._take(key, default, "a number")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(float(value)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _FLOAT32_MAX:
             raise self._wrong(key, "a finite number")
+        if value <= above:
+            raise self._wrong(key, f"a number above {above:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -142,9 +150,9 @@ _ACTIVATIONS = {
 }
 
 
-def activation_of(hf: Reader, key: str, default: str) -> str:
+def activation_of(hf: Reader, key: str) -> str:
     """The activation that Hugging Face calls by the name under `key`."""
-    name = hf.text(key, default)
+    name = hf.text(key)
     if name not in _ACTIVATIONS:
         raise hf.refuse(key, f"expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]

@@ -24,14 +24,20 @@ class Source:
     """Where a role's weight is found: a tensor, or some of its rows, and what to do with them."""
 
     name: str
-    rows: slice | np.ndarray[Any, Any] | None = None  #: which rows of the tensor, all by default
-    shape: tuple[int, ...] | None = None  #: of the whole tensor, where it holds more than this role
+    other_names: tuple[str, ...] = ()  #: what the tensor may be called instead
+    optional: bool = False  #: it need not be there
+    shape: tuple[int, ...] | None = None  #: of the whole tensor as stored, where the role does not say it
     transposed: bool = False  #: stored [n_inputs, n_outputs] (GPT-2)
+    rows: slice | np.ndarray[Any, Any] | None = None  #: which of its n_outputs rows, all by default
     plus: float = 0.0  #: added to every value (Gemma stores norms as w - 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.other_names)
 
 
 def expected_shapes(c: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every role's weight that a layer or the model may have; "layers." stands for each layer."""
+    """The shape of every role's weight that a model may have; "layers." stands for each layer."""
     q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     linears = {
         "q": (q_dim, c.dim),
@@ -68,17 +74,18 @@ def bind(
 ) -> Weights:
     """Find, check and shape every role's weight; matrices stay views of the mapped file wherever they can.
 
-    Raises WeightsError, naming the tensor, where one is missing, has another shape or dtype than the config says,
-    or (strict) has no place in the model and matches none of the `ignored` patterns.
+    Raises WeightsError, naming the tensor, where one is missing, has another shape or dtype than the config
+    says, or (strict) has no place in the model and matches none of the `ignored` patterns.
     """
     shapes = expected_shapes(config)
     weights: Weights = {}
     for role, source in sources.items():
-        tensor = tensors.get(source.name)
-        if tensor is None:
-            raise WeightsError(f"{source.name}: missing; expected in the checkpoint of a {config.family} model")
-        weights[role] = _take(tensor, source, _shape_of(role, shapes, config), config)
-    known = {source.name for source in sources.values()}
+        name = next((name for name in source.names if name in tensors), None)
+        if name is not None:
+            weights[role] = _take(tensors[name], source, _shape_of(role, shapes), config)
+        elif not source.optional:
+            raise WeightsError(f"{source.name}: missing; a {config.family} model needs it")
+    known = {name for source in sources.values() for name in source.names}
     extra = [n for n in tensors if n not in known and not any(re.fullmatch(p, n) for p in ignored)]
     if strict and extra:
         raise WeightsError(
@@ -89,9 +96,9 @@ def bind(
     return weights
 
 
-def _shape_of(role: str, shapes: Mapping[str, tuple[int, ...]], config: Config) -> tuple[int, ...] | None:
+def _shape_of(role: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     generic = re.sub(r"^layers\.\d+\.", "layers.", role)
-    return shapes.get(generic)  # None: q_norm and k_norm, whose width the core checks
+    return shapes.get(generic)  # None: q_norm and k_norm, whose source says the shape
 
 
 def _take(
@@ -105,8 +112,8 @@ def _take(
     if stored is not None and tensor.shape != stored:
         raise WeightsError(
             f"{tensor.name}: expected {list(stored)}, got {list(tensor.shape)} {tensor.dtype} "
-            f"(by config.json: {config.dim} wide, {config.n_heads} heads, {config.n_kv_heads} key-value heads of "
-            f"{config.head_dim}, ffn {config.ffn_dim}, vocabulary {config.vocab_size})"
+            f"(by config.json: {config.dim} wide, {config.n_heads} heads, {config.n_kv_heads} key-value "
+            f"heads of {config.head_dim}, ffn {config.ffn_dim}, vocabulary {config.vocab_size})"
         )
     array = tensor.numpy()
     if source.transposed and array.ndim == 2:

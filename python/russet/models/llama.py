@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from russet.config import Config, Reader
-from russet.models._decoder import decoder_config, decoder_sources
+from russet.models._decoder import (
+    LLAMA_DEFAULTS,
+    LLAMA_IGNORED,
+    biased_by,
+    decoder_config,
+    decoder_sources,
+)
 from russet.weights import Source
 
 MODEL_TYPES = ("llama",)
-IGNORED = (r".*\.rotary_emb\.inv_freq",)
+DEFAULTS = LLAMA_DEFAULTS
+IGNORED = LLAMA_IGNORED
 
 
 def config(hf: Reader) -> Config:
@@ -15,6 +22,4 @@ def config(hf: Reader) -> Config:
 
 
 def sources(hf: Reader, config: Config) -> dict[str, Source]:
-    return decoder_sources(
-        config, attention_bias=hf.flag("attention_bias", False), mlp_bias=hf.flag("mlp_bias", False)
-    )
+    return decoder_sources(config, biased=biased_by(hf, "attention_bias", "mlp_bias"))
