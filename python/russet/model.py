@@ -154,11 +154,6 @@ class Model:
         """
         chosen = self.defaults.with_keywords(options)
         ids = self._prompt_ids(prompt)
-        if len(ids) > self.n_ctx:
-            raise ContextFull(
-                f"the prompt's {len(ids):,} tokens do not fit n_ctx={self.n_ctx:,}; "
-                "shorten it, or load with a larger n_ctx"
-            )
         detokenizer: TextStream
         if _is_chat(prompt):
             detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
@@ -237,8 +232,13 @@ class Model:
         if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
             wrong = next(id for id in ids if not 0 <= id < self.config.vocab_size)
             raise UsageError(f"prompt: token ids go from 0 to {self.config.vocab_size - 1}, got {wrong}")
+        if len(ids) > self.n_ctx:
+            raise ContextFull(
+                f"the prompt's {len(ids):,} tokens do not fit n_ctx={self.n_ctx:,}; "
+                "shorten it, or load with a larger n_ctx"
+            )
         return ids
 
 
 def _is_chat(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, (list, tuple)) and len(prompt) > 0 and isinstance(prompt[0], Mapping)

@@ -104,7 +104,7 @@ def _is_int(value: object) -> bool:
 
 
 #: keys of generation_config.json that change what is generated and that russet does not have; value: no effect
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "penalty_alpha": (0, 0.0),
     "no_repeat_ngram_size": (0,),
