@@ -1,0 +1,291 @@
+// Every variant of every kernel against its "ref", at sizes around the vector widths. The kernel tests in
+// Python ask more; this one needs no Python, and so runs on chips that are only emulated. .ci/run builds it
+// for arm64.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "kernels/attention/attention.h"
+#include "kernels/gate/gate.h"
+#include "kernels/matmul/matmul.h"
+#include "kernels/matvec/matvec.h"
+#include "kernels/norm/norm.h"
+#include "kernels/rope/rope.h"
+#include "kernels/widen/widen.h"
+
+using namespace russet;
+using Floats = std::vector<float>;
+
+namespace {
+
+constexpr double kU = 0x1p-24;  // the relative rounding error of one float operation
+
+// How far a float sum of n products may be from the true one, as a share of the sum of their sizes.
+double sum_bound(int n) {
+  return (8 + std::sqrt(n)) * kU;
+}
+
+std::mt19937 g_random(1);
+
+Floats normal(size_t n) {
+  std::normal_distribution<float> draw;
+  Floats x(n);
+  for (float& value : x) value = draw(g_random);
+  return x;
+}
+
+// A matrix of one of the stored types, and its values as floats.
+struct Weights {
+  Weights(DType type, int rows, int cols) : dtype(type), n_rows(rows), n_cols(cols) {
+    const size_t n = size_t(n_rows) * size_t(n_cols);
+    values = normal(n);
+    bytes.resize(n * size_of(dtype));
+    for (size_t i = 0; i < n; ++i) {
+      uint32_t bits = std::bit_cast<uint32_t>(values[i]);
+      if (dtype == DType::f32) {
+        std::memcpy(&bytes[4 * i], &bits, 4);
+        continue;
+      }
+      // bf16 is the upper half of a float; for f16 any pattern with an exponent near 1 is as good as another.
+      const uint16_t half = dtype == DType::bf16 ? uint16_t(bits >> 16) : uint16_t((bits & 0x8fff) | 0x3000);
+      std::memcpy(&bytes[2 * i], &half, 2);
+      values[i] = dtype == DType::bf16 ? to_float(bf16{half}) : to_float(f16{half});
+    }
+  }
+  View view() const { return {bytes.data(), dtype, n_rows, n_cols}; }
+
+  DType dtype;
+  int n_rows, n_cols;
+  Floats values;
+  std::vector<unsigned char> bytes;
+};
+
+// sum_c |w[r, c] x[c]|
+double product_size(const Weights& w, int r, const float* x) {
+  double size = 0;
+  for (int c = 0; c < w.n_cols; ++c)
+    size += std::abs(double(w.values[size_t(r * w.n_cols + c)]) * double(x[c]));
+  return size;
+}
+
+// The largest error over all cases, as a share of what its bound allows.
+struct Worst {
+  void see(double actual, double expected, double bound) {
+    const double share = actual == expected ? 0 : std::abs(actual - expected) / bound;
+    if (!(share <= worst)) worst = std::isnan(share) ? HUGE_VAL : share;
+    ++n;
+  }
+  double worst = 0;
+  long n = 0;
+};
+
+int g_passed = 0, g_failed = 0, g_skipped = 0;
+
+// cases(run, ref, worst) runs both on every size.
+template <typename Fn, typename Cases>
+void sweep(const std::string& op, std::span<const Variant<Fn>> table, Cases cases) {
+  for (const Variant<Fn>& variant : table) {
+    if (&variant == &table.back()) break;  // "ref" itself
+    std::printf("%-14s %-8s", op.c_str(), variant.name);
+    if (!runs_here(variant.needs)) {
+      std::printf("skipped: not on this chip\n");
+      ++g_skipped;
+      continue;
+    }
+    Worst worst;
+    cases(variant.run, table.back().run, worst);
+    const bool ok = worst.worst <= 1;
+    std::printf("%-6s %8ld values, worst error %.2f of its bound\n", ok ? "ok" : "FAILED", worst.n,
+                worst.worst);
+    ++(ok ? g_passed : g_failed);
+  }
+}
+
+void sweep_matvec(DType dtype) {
+  sweep(std::string("matvec ") + name_of(dtype), matvec_variants(dtype),
+        [&](auto run, auto ref, Worst& worst) {
+          for (const int n_rows : {1, 3, 4, 5, 8, 9})
+            for (const int n_cols : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1023}) {
+              const Weights w(dtype, n_rows, n_cols);
+              const Floats x = normal(size_t(n_cols));
+              Floats y(size_t(n_rows), NAN), expected = y;
+              run({w.view(), x.data(), y.data()});
+              ref({w.view(), x.data(), expected.data()});
+              for (int r = 0; r < n_rows; ++r) {
+                const double size = product_size(w, r, x.data());
+                worst.see(y[size_t(r)], expected[size_t(r)], sum_bound(n_cols) * size);
+              }
+            }
+        });
+}
+
+void sweep_matmul(DType dtype) {
+  sweep(std::string("matmul ") + name_of(dtype), matmul_variants(), [&](auto run, auto ref, Worst& worst) {
+    const Buffer scratch(kMatmulScratchFloats * sizeof(float));
+    for (const int n_tokens : {1, 2, 7, 8, 9, 13, 25})
+      for (const int n_rows : {1, 7, 8, 9, 31, 33, 97})
+        for (const int n_cols : {1, 16, 33, 513}) {
+          const Weights w(dtype, n_rows, n_cols);
+          const Floats x = normal(size_t(n_tokens * n_cols));
+          const size_t stride = size_t(n_rows) + 3;
+          Floats y(size_t(n_tokens) * stride - 3, 7), expected = y;
+          run({x.data(), w.view(), y.data(), n_tokens, stride, scratch.floats()});
+          ref({x.data(), w.view(), expected.data(), n_tokens, stride, scratch.floats()});
+          for (size_t i = 0; i < y.size(); ++i) {  // what lies between the rows stays as it was
+            const int t = int(i / stride), r = int(i % stride);
+            const double size = r < n_rows ? product_size(w, r, x.data() + t * n_cols) : 0;
+            worst.see(y[i], expected[i], sum_bound(n_cols) * size);
+          }
+        }
+  });
+}
+
+void sweep_norm() {
+  sweep("norm", norm_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const NormKind kind : {NormKind::rms, NormKind::layer})
+      for (const bool with_bias : {false, true})
+        for (const int dim : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33, 100, 1024}) {
+          const int n_tokens = 3;
+          const Floats x = normal(size_t(n_tokens * dim)), w = normal(size_t(dim)),
+                       bias = normal(size_t(dim));
+          Floats y(x.size(), NAN), expected = y;
+          const NormArgs args{kind,  x.data(), w.data(), with_bias ? bias.data() : nullptr,
+                              1e-2f, y.data(), n_tokens, dim};
+          NormArgs expected_args = args;
+          expected_args.y = expected.data();
+          run(args);
+          ref(expected_args);
+          for (size_t i = 0; i < y.size(); ++i) {
+            const size_t c = i % size_t(dim);
+            const double size = std::abs(expected[i]) + 2 * std::abs(bias[c]) + std::abs(w[c]);
+            worst.see(y[i], expected[i], 2 * sum_bound(dim) * size);
+          }
+        }
+  });
+}
+
+void sweep_rope() {
+  sweep("rope", rope_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const int half : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 65})
+      for (const int n_heads : {1, 3}) {
+        const int head_dim = 2 * half + 2;
+        const Floats x = normal(size_t(n_heads * head_dim)), turns = normal(size_t(half));
+        Floats cos, sin, y = x, expected = x;
+        for (const float turn : turns) cos.push_back(std::cos(turn)), sin.push_back(std::sin(turn));
+        run({y.data(), cos.data(), sin.data(), n_heads, head_dim, 2 * half});
+        ref({expected.data(), cos.data(), sin.data(), n_heads, head_dim, 2 * half});
+        for (size_t i = 0; i < y.size(); ++i) {
+          const int c = int(i) % head_dim, partner = c < half ? half : -half;
+          const double size =
+              c < 2 * half ? std::abs(double(x[i])) + std::abs(double(x[i + size_t(partner)])) : 0;
+          worst.see(y[i], expected[i], 3 * kU * size);
+        }
+      }
+  });
+}
+
+void sweep_gate() {
+  sweep("gate", gate_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const Activation activation :
+         {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu})
+      for (const bool with_up : {false, true})
+        for (const int n : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 1000}) {
+          Floats x = normal(size_t(n));
+          for (float& value : x) value *= 8;
+          const Floats up = normal(size_t(n));
+          Floats y(size_t(n), NAN), expected = y;
+          run({activation, x.data(), with_up ? up.data() : nullptr, y.data(), n});
+          ref({activation, x.data(), with_up ? up.data() : nullptr, expected.data(), n});
+          // The gelus multiply x by 1 + f(x) with f near -1 on the left: their error is a share of x.
+          const bool of_x = activation == Activation::gelu || activation == Activation::gelu_tanh;
+          for (size_t i = 0; i < y.size(); ++i) {
+            const double size = of_x ? double(x[i]) * (with_up ? double(up[i]) : 1) : double(expected[i]);
+            worst.see(y[i], expected[i], 8 * kU * std::abs(size));
+          }
+        }
+  });
+}
+
+// Every pattern of 16 bits, and then lengths that are no multiple of any width.
+void sweep_widen(DType dtype) {
+  sweep(std::string("widen ") + name_of(dtype), widen_variants(), [&](auto run, auto ref, Worst& worst) {
+    std::vector<uint32_t> bits(size_t(1) << 15);
+    for (uint32_t i = 0; i < bits.size(); ++i) bits[i] = (2 * i + 1) << 16 | 2 * i;
+    for (const size_t n :
+         {size_t(1) << (dtype == DType::f32 ? 15 : 16), size_t(1), size_t(5), size_t(9), size_t(31)}) {
+      std::vector<unsigned char> x(n * size_of(dtype));
+      std::memcpy(x.data(), bits.data(), x.size());
+      Floats y(n, 7), expected(n, 7);
+      run({x.data(), dtype, y.data(), n});
+      ref({x.data(), dtype, expected.data(), n});
+      for (size_t i = 0; i < n; ++i) {
+        if (std::isnan(y[i]) && std::isnan(expected[i])) continue;
+        worst.see(y[i], expected[i], 0);
+      }
+    }
+  });
+}
+
+void attention_case(AttentionFn run, AttentionFn ref, int n_queries, int head_dim, int n_keys, int window,
+                    float softcap, Worst& worst) {
+  const size_t width = size_t(head_dim);
+  Floats q = normal(size_t(n_queries) * width);
+  const Floats k = normal(size_t(n_keys) * width), v = normal(size_t(n_keys) * width);
+  Floats out(q.size(), NAN), expected = out;
+  AttentionArgs a{};
+  for (int i = 0; i < n_queries; ++i) {
+    a.q[i] = q.data() + size_t(i) * width;
+    a.pos[i] = n_keys - 1 - i * (n_keys - 1) / n_queries;
+  }
+  a.n_queries = n_queries;
+  a.k = k.data(), a.v = v.data();
+  a.kv_stride = width, a.head_dim = head_dim;
+  a.window = window, a.softcap = softcap;
+  a.scale = 1 / std::sqrt(float(head_dim));
+  AttentionArgs b = a;
+  for (int i = 0; i < n_queries; ++i) {
+    a.out[i] = out.data() + size_t(i) * width;
+    b.out[i] = expected.data() + size_t(i) * width;
+  }
+  run(a);
+  ref(b);
+  // A score that is off by e changes its weight by the share e, and the sum of the weights likewise; exp is
+  // within 2 ulp, tanh within 2e-7. The sizes of the products in q . k add up to at most head_dim; values
+  // stay below 4.
+  const double score_error = sum_bound(head_dim) * std::sqrt(head_dim) + double(softcap) * 3e-7;
+  const double bound = (2 * score_error + 8 * kU + 2 * sum_bound(n_keys)) * 4;
+  for (size_t i = 0; i < out.size(); ++i) worst.see(out[i], expected[i], bound);
+}
+
+void sweep_attention() {
+  sweep("attention", attention_variants(), [](auto run, auto ref, Worst& worst) {
+    for (int n_queries = 1; n_queries <= kAttentionRows; ++n_queries) {
+      for (const int head_dim : {1, 3, 4, 5, 8, 9, 17, 31, 64, 80, kMaxHeadDim + 0})
+        attention_case(*run, *ref, n_queries, head_dim, 77, 0, 0, worst);
+      for (const int n_keys : {1, 5, 63, 64, 65, 200})
+        for (const int window : {0, 1, 50})
+          for (const float softcap : {0.0f, 3.0f})
+            attention_case(*run, *ref, n_queries, 24, n_keys, window, softcap, worst);
+    }
+  });
+}
+
+}  // namespace
+
+int main() {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    sweep_matvec(dtype);
+    sweep_matmul(dtype);
+    sweep_widen(dtype);
+  }
+  sweep_norm();
+  sweep_rope();
+  sweep_gate();
+  sweep_attention();
+  std::printf("%d passed, %d failed, %d skipped\n", g_passed, g_failed, g_skipped);
+  return g_failed > 0;
+}
