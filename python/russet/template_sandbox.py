@@ -87,12 +87,17 @@ class Meter:
         if words > self._words:
             raise TooMuch(f"wants more than {MAX_WORDS * 8 >> 20} MiB of text and lists")
 
-    def made(self, value: T) -> T:
+    def made(self, value: T, weight: int | None = None) -> T:
         """Something was made: a value the template has from a call, a filter or an operator."""
-        known = id(value) in self._weights
-        weight = self.weight(value)
-        self.expect(weight)
-        self.spend(1 if known else 1 + len(value) if isinstance(value, (list, tuple, dict)) else weight)
+        if not isinstance(value, (list, tuple, dict)):
+            self.spend(self.weight(value))
+        elif id(value) in self._weights:
+            self.spend(1)
+        else:
+            if weight is not None:  # saves looking at every item
+                self._weights[id(value)] = value, weight
+            self.expect(self.weight(value))
+            self.spend(1 + len(value))
         return value
 
     def weight(self, value: object) -> int:
@@ -153,16 +158,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         meter = _METER.get()
-        if operator == "*":
+        weight = None
+        if operator == "+":
+            weight = meter.weight(left) + meter.weight(right)
+        elif operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int):
-                    meter.expect(meter.weight(one) * other)
+                    weight = meter.weight(one) * max(1, other)
+                    meter.expect(weight)
         elif operator == "**":
             if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_BITS:
                 raise TooMuch(f"wants an integer of more than {MAX_BITS} bits")
         elif operator == "%" and isinstance(left, str):
             meter.expect(_percent_growth(left, right))
-        return meter.made(super().call_binop(context, operator, left, right))
+        return meter.made(super().call_binop(context, operator, left, right), weight)
 
     def concat(self, parts: Iterable[str]) -> str:
         """The text of a macro, a block or a {% set %}."""

@@ -18,6 +18,12 @@ from russet.tokenizer_sentencepiece import TokenizerSentencePiece
 
 Message = Mapping[str, Any]
 
+#: Options of Hugging Face's apply_chat_template that would give something else than a plain list of ids.
+_REFUSED = {
+    "max_length", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors",
+    "sanitize_control_tokens", "tokenizer_kwargs", "truncation",
+}  # fmt: skip
+
 
 class Vocabulary(Protocol):
     """What a library knows: tokenizer_json and tokenizer_sentencepiece are two ways to be this."""
@@ -190,6 +196,9 @@ class Tokenizer:
 
         Raises TemplateError where there is no template or it fails, UsageError for input without meaning.
         """
+        for name in sorted(_REFUSED & template_arguments.keys()):
+            if template_arguments.pop(name):
+                raise UsageError(f"apply_chat_template: gives a plain list of ids, or text; {name} has no meaning here")
         text = render_chat(
             choose_template(self._files.templates, chat_template, tools),
             messages,

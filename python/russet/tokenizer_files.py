@@ -65,6 +65,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if isinstance(extra, dict):
         names |= {key: str(value) for key, value in extra.items()}
         extra = []
+    if not isinstance(extra, list):
+        raise TokenizerError(f"{where}: additional_special_tokens: expected a list of tokens, got {extra!r}")
     model = _read(folder / "config.json")
     model = {**model, **_object(model.get("text_config") or {}, f"{folder / 'config.json'}: text_config")}
     generation = _read(folder / "generation_config.json")
@@ -95,15 +97,20 @@ def _added_tokens(
     config: Mapping[str, Any], folder: Path, special: set[str | None], where: str
 ) -> dict[int, AddedToken]:
     """From added_tokens_decoder, {"7": {"content": "<x>"}}, or the older added_tokens.json, {"<x>": 7}."""
-    if "added_tokens_decoder" not in config:
-        older = _read(folder / "added_tokens.json")
-        return {id: AddedToken(content=text, special=text in special) for text, id in older.items()}
-    added = {}
-    for id, value in _object(config["added_tokens_decoder"], f"{where}: added_tokens_decoder").items():
-        token = _token(value, where, f"added_tokens_decoder: {id}")
-        if token is None or not id.isdecimal():
-            raise TokenizerError(f"{where}: added_tokens_decoder: expected ids and tokens, got {id}: {value}")
-        added[int(id)] = token
+    added: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in config:
+        where += ": added_tokens_decoder"
+        for id, value in _object(config["added_tokens_decoder"], where).items():
+            token = _token(value, where, id)
+            if token is None or not id.isdecimal():
+                raise TokenizerError(f"{where}: expected ids and tokens, got {id}: {value}")
+            added[int(id)] = token
+    else:
+        path = folder / "added_tokens.json"
+        for text, id in _read(path).items():
+            if not isinstance(id, int) or id < 0:
+                raise TokenizerError(f"{path}: expected the id of {text!r}, got {id!r}")
+            added[id] = AddedToken(content=text, special=text in special)
     return added
 
 
@@ -113,10 +120,11 @@ def _token(value: object, where: str, key: str) -> AddedToken | None:
         return AddedToken(content=value)
     if not isinstance(value, dict):
         return None
-    if not isinstance(value.get("content"), str):
-        raise TokenizerError(f"{where}: {key}: expected a token with a content, got {value}")
-    known = {name: value[name] for name in AddedToken.__slots__ if name in value}
-    return AddedToken(**known)
+    said = {name: value[name] for name in AddedToken.__slots__ if name in value}
+    content = said.pop("content", None)
+    if not isinstance(content, str) or not all(isinstance(flag, bool) for flag in said.values()):
+        raise TokenizerError(f"{where}: {key}: expected a token with a content and flags, got {value}")
+    return AddedToken(content=content, **said)
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -25,10 +25,17 @@ class TokenizerJson:
         library.no_padding()
         library.encode_special_tokens = files.split_special
         self._library = library
-        self._add_tokens(files)
+        try:
+            self._add_tokens(files)
+        except Exception as cause:
+            raise TokenizerError(f"{path}: cannot hold the tokens of tokenizer_config.json: {cause}") from cause
 
-        added = library.get_added_tokens_decoder()
-        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        # Once special, always special to the library, whatever the token itself says after it was added again.
+        self.special_ids = frozenset(
+            id
+            for id, token in library.get_added_tokens_decoder().items()
+            if token.special or library.decode([id]) != library.decode([id], skip_special_tokens=False)
+        )
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._named_id(files, "bos_token", files.bos_id)
         self.eos_id = self._named_id(files, "eos_token", *files.eos_ids[:1])

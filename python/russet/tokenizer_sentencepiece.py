@@ -46,8 +46,8 @@ class TokenizerSentencePiece:
         self.eos_id = self._end_id(files, "eos_token", library.eos_id())
 
         self._found = _pattern([] if files.split_special else [*added.values()])
-        self._prefix_everywhere = files.legacy and files.add_prefix_space is not False
-        self._prefix_first = files.add_prefix_space is not False
+        self._prefixed = files.add_prefix_space is not False
+        self._legacy = files.legacy  # every stretch between special tokens is a text of its own
         self._bos = [self.bos_id] if self.bos_id is not None and files.add_bos is not False else []
         self._eos = [self.eos_id] if self.eos_id is not None and files.add_eos else []
 
@@ -66,12 +66,12 @@ class TokenizerSentencePiece:
         return ids + self._encode(text[done:], at_start=done == 0)
 
     def _encode(self, text: str, at_start: bool) -> list[int]:
-        prefixed = self._prefix_first if at_start else self._prefix_everywhere
+        prefixed = self._prefixed and (at_start or self._legacy)
         return (self._library if prefixed else self._unprefixed).encode(text)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         if self._shown.keys().isdisjoint(ids) and max(ids, default=0) < self._n_pieces:
-            return self._library.decode(ids)
+            return self._decode_run([*ids], at_start=True)
         parts: list[str] = []
         run: list[int] = []
         for id in ids:
@@ -84,7 +84,9 @@ class TokenizerSentencePiece:
         return "".join([*parts, self._decode_run(run, at_start=not parts)])
 
     def _decode_run(self, run: list[int], at_start: bool) -> str:
-        before = [] if at_start else self._anchor
+        if at_start:
+            return (self._library if self._prefixed else self._unprefixed).decode(run)
+        before = self._anchor
         return self._library.decode(before + run)[len(self._library.decode(before)) :]
 
     def token_to_id(self, token: str) -> int | None:
