@@ -1,0 +1,77 @@
+"""A model's answer: taken piece by piece, shown as it comes, and its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import russet
+from russet.cli.terminal import status
+from russet.inspection import read_bytes_per_token
+
+
+@dataclass
+class Answer:
+    """What came of it."""
+
+    text: str = ""
+    last: russet.Piece | None = None  #: None: Ctrl-C came before the first token
+    interrupted: bool = False
+
+    @property
+    def finish_reason(self) -> str | None:
+        if self.interrupted:
+            return "interrupted"
+        return self.last.finish_reason if self.last else None
+
+
+def take(pieces: Iterator[russet.Piece], *, show: bool) -> Answer:
+    """Take all pieces, and show their text as they come. Ctrl-C ends the answer early."""
+    answer = Answer()
+    try:
+        with status("reading the prompt"):
+            piece = next(pieces, None)
+        while piece is not None:
+            answer.text += piece.text
+            answer.last = piece
+            if show:
+                print(piece.text, end="", flush=True)
+            piece = next(pieces, None)
+    except KeyboardInterrupt:
+        answer.interrupted = True
+    if show and not answer.text.endswith("\n"):
+        print(flush=True)
+    return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """How much was computed, and how fast."""
+
+    prompt_tokens: int
+    cached_tokens: int  #: of the prompt, in the cache already
+    generated_tokens: int
+    first_token_s: float  #: seconds to the first token
+    prompt_tokens_per_s: float  #: of those that were not in the cache
+    tokens_per_s: float  #: after the first token
+    gb_per_s: float  #: weights read at that speed; 1 GB = 1e9 bytes
+
+    def __str__(self) -> str:
+        return (
+            f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them cached, "
+            f"first token after {self.first_token_s:.3f} s ({self.prompt_tokens_per_s:.1f} tokens/s); "
+            f"generated {self.generated_tokens} tokens, {self.tokens_per_s:.1f} tokens/s, {self.gb_per_s:.2f} GB/s"
+        )
+
+
+def statistics(model: russet.Model, last: russet.Piece) -> Statistics:
+    """From the last piece of an answer."""
+    return Statistics(
+        prompt_tokens=last.prompt_tokens,
+        cached_tokens=last.cached_tokens,
+        generated_tokens=last.generated_tokens,
+        first_token_s=last.first_token_s,
+        prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s,
+        tokens_per_s=last.tokens_per_s,
+        gb_per_s=read_bytes_per_token(model.checkpoint) * last.tokens_per_s / 1e9,
+    )

@@ -1,0 +1,125 @@
+"""Flags that commands share: named as mlx_lm names them, with the short ones of llama.cpp.
+
+A flag that is not given leaves no trace in the arguments, so that the model's own defaults hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import russet
+from russet.cli.terminal import status
+from russet.errors import UsageError
+from russet.hub import resolve
+from russet.options import GenerateOptions
+
+if TYPE_CHECKING:
+    from russet.options import GenerateKeywords
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with short errors that know the nearest flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        known, unknown = super().parse_known_args(args, namespace)
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if flag:
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            self.error(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else ""))
+        if unknown:
+            self.error(f"{' '.join(unknown)}: one word too many; put a prompt in quotes")
+        return known, unknown
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how to load it: see russet.load()."""
+    group = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add("--model", "-m", default=None, help="folder, or hub id like org/name (default: the built-in demo)")
+    add_source_flags(group)
+    add_memory_flags(group)
+    add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
+    add("--backend", metavar="NAME", help="auto or cpu")
+    add("--no-strict", dest="strict", action="store_false", help="leave out tensors the model has no place for")
+
+
+def add_source_flags(group: argparse._ArgumentGroup) -> None:
+    """Where a hub id is read from: see russet.load()."""
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    group.add_argument("--local-files-only", action="store_true", help="use no network")
+
+
+def add_memory_flags(group: argparse._ArgumentGroup) -> None:
+    """How much memory may be used: see russet.load()."""
+    group.add_argument("--n-ctx", "-c", type=int, metavar="N", help="tokens of context (default: all that fit)")
+    group.add_argument("--max-memory", metavar="SIZE", help="of weights and context, as 8GB (default: what is free)")
+
+
+def add_generate_flags(parser: argparse.ArgumentParser) -> None:
+    """What is generated: see russet.GenerateOptions."""
+    group = parser.add_argument_group("generation", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    default = GenerateOptions()
+    add(
+        "--max-tokens", "-n", type=_max_tokens, metavar="N",
+        help=f"tokens to generate at most, -1 for as many as fit (default: {default.max_tokens}, or the model's)",
+    )  # fmt: skip
+    add(
+        "--temp", "--temperature", dest="temperature", type=float, metavar="T",
+        help="0 takes the likeliest token (default: 0, or the model's)",
+    )  # fmt: skip
+    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens up to this total probability")
+    add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
+    add("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the likeliest")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1: tokens of the text so far get less likely")
+    add("--seed", "-s", type=int, metavar="N", help="the same seed gives the same text")
+    add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
+    add("--ignore-eos", action="store_true", help="go on after the model's end of text")
+    add("--no-cache", dest="use_cache", action="store_false", help="compute the whole text anew for every token")
+    group = parser.add_argument_group("conversation")
+    group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
+    group.add_argument("--ignore-chat-template", action="store_true", help="go on with the text as it stands")
+    parser.add_argument("--verbose", "-v", action="store_true", help="end with a line of tokens and speeds")
+
+
+def generate_options(args: argparse.Namespace) -> GenerateKeywords:
+    """The flags of add_generate_flags() that were given. Raises UsageError before any model is loaded."""
+    options = given(args, *(field.name for field in dataclasses.fields(GenerateOptions)))
+    GenerateOptions().with_keywords(options)
+    return cast("GenerateKeywords", options)
+
+
+def load_model(args: argparse.Namespace) -> russet.Model:
+    """The model that the flags of add_model_flags() ask for."""
+    folder = None
+    if args.model is not None:  # first, and alone: a download draws bars of its own, which a spinner would garble
+        folder = resolve(args.model, **given(args, "revision", "local_files_only"))
+    with status(f"loading {args.model or 'the demo'}"):
+        return russet.load(folder, **given(args, "backend", "threads", "n_ctx", "max_memory", "strict"))
+
+
+def uses_template(args: argparse.Namespace, model: russet.Model) -> bool:
+    """Whether the prompt goes through the model's chat template: if it has one, unless a flag says otherwise."""
+    if model.tokenizer.has_chat_template and not args.ignore_chat_template:
+        return True
+    if args.system_prompt is not None:
+        raise UsageError("--system-prompt: without a chat template there is no place for it; put it into the prompt")
+    return False
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the arguments that a flag has left."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _max_tokens(text: str) -> int | None:
+    return None if text == "-1" else int(text)

@@ -1,0 +1,67 @@
+"""Go on with a prompt, or answer it where the model has a chat template."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import russet
+from russet.cli import flags
+from russet.cli.answer import statistics, take
+from russet.cli.report import print_json
+from russet.cli.terminal import reading_stdin, say
+from russet.errors import UsageError
+from russet.model import Prompt
+
+SUMMARY = "go on with a prompt, or answer it"
+
+EXAMPLES = """\
+examples:
+  russet generate "Once upon a time"
+  russet generate -m Qwen/Qwen3-0.6B -n 200 --temp 0.7 "Why is the sky blue?"
+  russet generate -m ./my-model --system-prompt "Answer in rhymes." -p "What is rain?"
+  cat story.txt | russet generate -m ./my-model --ignore-chat-template > more.txt
+  russet generate -m ./my-model --json "Hi" | jq .tokens_per_s
+
+stdin is read for the prompt `-`, and where there is none; its last line break is left out.
+"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")
+    parser.add_argument("--prompt", "-p", dest="prompt_flag", metavar="TEXT", help="the same")
+    flags.add_model_flags(parser)
+    flags.add_generate_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print text, token counts and speeds as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    options = flags.generate_options(args)
+    text = _prompt_text(args)
+    model = flags.load_model(args)
+    answer = take(model.stream(_prompt(text, model, args), **options), show=not args.json)
+    if args.json:
+        said = {"model": args.model or "demo", "text": answer.text, "finish_reason": answer.finish_reason}
+        print_json(answer.last and statistics(model, answer.last), **said)
+    if args.verbose and answer.last:
+        say(statistics(model, answer.last))
+    return 130 if answer.interrupted else 0
+
+
+def _prompt_text(args: argparse.Namespace) -> str:
+    text: str | None = args.prompt if args.prompt_flag is None else args.prompt_flag
+    if args.prompt is not None and args.prompt_flag is not None:
+        raise UsageError("expected one prompt, got two: an argument and --prompt")
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        raise UsageError("no prompt; pass it as an argument, with --prompt, or on stdin")
+    with reading_stdin():
+        return sys.stdin.read().removesuffix("\n")
+
+
+def _prompt(text: str, model: russet.Model, args: argparse.Namespace) -> Prompt:
+    if not flags.uses_template(args, model):
+        return text
+    system = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
+    return [*system, {"role": "user", "content": text}]

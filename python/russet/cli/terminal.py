@@ -1,0 +1,57 @@
+"""What goes to stderr: messages, and a spinner while something slow is going on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from russet.errors import UsageError
+
+
+def say(message: object) -> None:
+    """One line beside the answer."""
+    print("russet:", *str(message).splitlines(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Says what the library logs and warns of."""
+
+    class Say(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    logger, handler = logging.getLogger("russet"), Say()
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(message)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+
+@contextmanager
+def status(doing: str) -> Iterator[None]:
+    """A spinner, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(f"{doing} ...")):
+        yield
+
+
+@contextmanager
+def reading_stdin() -> Iterator[None]:
+    """Raises UsageError for what is not text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        got = f"the byte 0x{error.object[error.start]:02x}"
+        raise UsageError(f"stdin: expected {error.encoding} text, got {got}; convert it first") from None
