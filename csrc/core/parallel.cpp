@@ -5,7 +5,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -46,28 +48,42 @@ class Pool {
  public:
   void run(int n_threads, const std::function<void(Share)>& work) {
     const std::lock_guard<std::mutex> turn(turn_);
-    while (int(workers_.size()) < n_threads - 1) {
-      const int thread = int(workers_.size()) + 1;
-      workers_.emplace_back([this, thread, seen = region_.load()] { serve(thread, seen); });
-      workers_.back().detach();  // they sleep until the process ends
-    }
+    while (int(workers_.size()) < n_threads - 1) add_worker();
     work_ = &work;
     n_threads_ = n_threads;
     error_ = nullptr;
-    busy_.store(unsigned(workers_.size()), std::memory_order_relaxed);
-    region_.fetch_add(1, std::memory_order_release);
-    region_.notify_all();
+    busy_.store(unsigned(n_threads - 1), std::memory_order_relaxed);
+    // Each worker has its own word, so that a region wakes the threads it uses and no others.
+    for (int t = 1; t < n_threads; ++t) {
+      workers_[size_t(t - 1)]->regions.fetch_add(1, std::memory_order_release);
+      workers_[size_t(t - 1)]->regions.notify_one();
+    }
     run_share(0);
     wait_until(busy_, [](unsigned busy) { return busy == 0; });
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
-  void serve(int thread, unsigned seen) {
-    for (;;) {
-      wait_until(region_, [&](unsigned region) { return region != seen; });
-      ++seen;
-      if (thread < n_threads_) run_share(thread);
+  struct alignas(64) Worker {
+    std::atomic<unsigned> regions{0};  // that it was called to
+  };
+
+  void add_worker() {
+    workers_.push_back(std::make_unique<Worker>());
+    try {
+      std::thread([this, worker = workers_.back().get(), thread = int(workers_.size())] {
+        serve(*worker, thread);
+      }).detach();  // it sleeps until the process ends
+    } catch (const std::system_error&) {
+      workers_.pop_back();
+      fail(ErrorKind::usage, "threads: the system refused thread ", workers_.size() + 2, "; load with fewer");
+    }
+  }
+
+  void serve(Worker& worker, int thread) {
+    for (unsigned served = 0;; ++served) {
+      wait_until(worker.regions, [&](unsigned regions) { return regions != served; });
+      run_share(thread);
       if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
     }
   }
@@ -82,8 +98,8 @@ class Pool {
   }
 
   std::mutex turn_, error_lock_;
-  std::vector<std::thread> workers_;
-  std::atomic<unsigned> region_{0}, busy_{0};
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::atomic<unsigned> busy_{0};
   const std::function<void(Share)>* work_ = nullptr;
   int n_threads_ = 0;
   std::exception_ptr error_;
