@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <mutex>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -40,13 +41,16 @@ struct Model {
   std::vector<py::object> owners;
 };
 
-const float* vector_of(const py::handle& tensor, int* dim) {
-  const py::object data = py::cast<py::tuple>(tensor)[0];
+const float* vector_of(const py::handle& data, int* dim) {
   check(py::isinstance<Array<float>>(data), ErrorKind::weights,
         "a vector must be a contiguous array of float32");
   const auto array = py::cast<Array<float>>(data);
   *dim = int(array.size());
   return array.data();
+}
+
+py::object array_of(const py::handle& tensor) {
+  return py::cast<py::tuple>(tensor)[0];
 }
 
 // "layers.3.q.w" -> the view it names
@@ -63,7 +67,7 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
 
   const auto set_norm = [&](NormWeights& norm) {
     int dim = 0;
-    (is_bias ? norm.bias : norm.w) = vector_of(tensor, &dim);
+    (is_bias ? norm.bias : norm.w) = vector_of(array_of(tensor), &dim);
     check(norm.dim == 0 || norm.dim == dim, ErrorKind::weights, role, ": expected [", norm.dim, "], got [",
           dim, "]");
     norm.dim = dim;
@@ -74,7 +78,7 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
       return;
     }
     int dim = 0;
-    linear.bias = vector_of(tensor, &dim);
+    linear.bias = vector_of(array_of(tensor), &dim);
     check(!linear.w || linear.n_outputs() == dim, ErrorKind::weights, role, ": expected [",
           linear.n_outputs(), "], got [", dim, "]");
   };
@@ -127,22 +131,32 @@ struct Cpu {
   }
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts) {
+    check(model.config == config, ErrorKind::usage,
+          "forward: the model is not the one this backend was made for");
+    check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
     std::vector<int32_t> tokens;
-    std::vector<Segment> segments;
     std::vector<int> logit_rows;
+    std::set<const KvCache*> caches;
     for (const auto& [cache, ids, rope_length, all_logits] : parts) {
       check(!ids.empty(), ErrorKind::usage, "forward: a sequence has no tokens");
-      for (const Segment& s : segments)
-        check(s.cache != cache, ErrorKind::usage, "forward: one cache appears twice in a batch");
+      check(cache && cache->fits(config), ErrorKind::usage, "forward: a cache was made for another model");
+      check(caches.insert(cache).second, ErrorKind::usage, "forward: one cache appears twice in a batch");
       const int begin = int(tokens.size()), n = int(ids.size());
       tokens.insert(tokens.end(), ids.begin(), ids.end());
-      segments.push_back({cache, begin, n, cache->n_tokens(), std::max(rope_length, cache->n_tokens() + n)});
       for (int t = all_logits ? 0 : n - 1; t < n; ++t) logit_rows.push_back(begin + t);
     }
-    Array<float> logits({logit_rows.size(), size_t(model.config.vocab_size)});
+    Array<float> logits({logit_rows.size(), size_t(config.vocab_size)});
     float* out = logits.mutable_data();
     const py::gil_scoped_release release;
     const std::lock_guard<std::mutex> turn(lock);
+    // Where a cache stands is known only now: the call before this one may have been its too.
+    std::vector<Segment> segments;
+    int begin = 0;
+    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
+      const int n = int(ids.size()), pos = cache->n_tokens();
+      segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
+      begin += n;
+    }
     russet::forward(model.config, model.weights, ops, {tokens, segments, logit_rows}, out);
     return logits;
   }
@@ -151,8 +165,9 @@ struct Cpu {
   Array<float> norm_linear(const py::object& norm_w, const py::object& norm_bias, const py::tuple& w,
                            const Array<float>& x) {
     const Linear linear{view_of(w)};
-    Array<float> y({x.shape(0), py::ssize_t(linear.n_outputs())});
     const NormWeights norm = norm_of(norm_w, norm_bias);
+    check_product(x, norm, linear);
+    Array<float> y({x.shape(0), py::ssize_t(linear.n_outputs())});
     float* out = y.mutable_data();
     const float* in = x.data();
     const int n_tokens = int(x.shape(0));
@@ -166,8 +181,12 @@ struct Cpu {
                          const py::object& up, const Array<float>& x) {
     const Linear gate_linear{view_of(gate)};
     const Linear up_linear = up.is_none() ? Linear{} : Linear{view_of(up)};
-    Array<float> y({x.shape(0), py::ssize_t(gate_linear.n_outputs())});
     const NormWeights norm = norm_of(norm_w, norm_bias);
+    check_product(x, norm, gate_linear);
+    check(!up_linear || (up_linear.n_outputs() == gate_linear.n_outputs() &&
+                         up_linear.n_inputs() == gate_linear.n_inputs()),
+          ErrorKind::usage, "norm_gate: gate and up differ in shape");
+    Array<float> y({x.shape(0), py::ssize_t(gate_linear.n_outputs())});
     float* out = y.mutable_data();
     const float* in = x.data();
     const int n_tokens = int(x.shape(0));
@@ -178,10 +197,18 @@ struct Cpu {
   }
 
   static NormWeights norm_of(const py::object& w, const py::object& bias) {
-    if (w.is_none()) return {};
-    const Array<float> weights = py::cast<Array<float>>(w);
-    return {weights.data(), bias.is_none() ? nullptr : py::cast<Array<float>>(bias).data(),
-            int(weights.size())};
+    NormWeights norm;
+    int bias_dim = 0;
+    if (!w.is_none()) norm.w = vector_of(w, &norm.dim);
+    if (!bias.is_none()) norm.bias = vector_of(bias, &bias_dim);
+    check(!norm.bias || bias_dim == norm.dim, ErrorKind::usage, "norm: expected a bias as long as w");
+    return norm;
+  }
+
+  void check_product(const Array<float>& x, const NormWeights& norm, const Linear& linear) const {
+    check(x.ndim() == 2 && x.shape(0) >= 1 && x.shape(1) == config.dim && linear.n_inputs() == config.dim &&
+              (!norm || norm.dim == config.dim),
+          ErrorKind::usage, "expected x [n_tokens, ", config.dim, "], and norm and weights of that width");
   }
 
   const Config config;
@@ -266,7 +293,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("up"), py::arg("x"));
 
   py::class_<Sampler>(m, "Sampler")
-      .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repetition_penalty, uint64_t seed) {
+      .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repetition_penalty,
+                       uint64_t seed) {
              return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed);
            }),
            py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,

@@ -15,6 +15,9 @@ class KvCache {
   float* k(int layer) const { return buffer_.floats() + size_t(2 * layer) * layer_floats(); }
   float* v(int layer) const { return buffer_.floats() + size_t(2 * layer + 1) * layer_floats(); }
   size_t row_floats() const { return row_floats_; }  // from one position to the next
+  bool fits(const Config& c) const {
+    return n_layers_ == size_t(c.n_layers) && row_floats_ == size_t(c.n_kv_heads) * size_t(c.head_dim);
+  }
 
   int n_ctx() const { return n_ctx_; }        // tokens it can hold
   int n_tokens() const { return n_tokens_; }  // tokens it holds

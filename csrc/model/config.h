@@ -18,6 +18,8 @@ struct Rope {
   int original_ctx = 0;             // context the model was trained with, for longrope and dynamic
   float dynamic_factor = 0;         // dynamic NTK: the base grows with the length of the text; 0: it does not
   float theta = 10000;              // base of the frequencies, for dynamic
+
+  bool operator==(const Rope&) const = default;
 };
 
 struct Config {
@@ -39,6 +41,8 @@ struct Config {
   std::vector<Rope> ropes;        // empty: positions are learned (GPT-2)
   std::vector<int> layer_rope;    // [n_layers] index into ropes, -1: none
   std::vector<int> layer_window;  // [n_layers] keys a query sees, 0: all before it
+
+  bool operator==(const Config&) const = default;
 };
 
 }  // namespace russet

@@ -9,15 +9,20 @@
 
 namespace russet {
 
-static void check_batch(const Config& config, const Batch& batch) {
+static void check_batch(const Config& config, const Weights& weights, const Batch& batch) {
   for (const int32_t token : batch.tokens)
     check(token >= 0 && token < config.vocab_size, ErrorKind::usage, "token id ", token, ": expected 0 to ",
           config.vocab_size - 1);
-  for (const Segment& s : batch.segments) s.cache->check_room(s.n_tokens);
+  for (const Segment& s : batch.segments) {
+    s.cache->check_room(s.n_tokens);
+    check(!weights.positions || s.pos + s.n_tokens <= config.max_ctx, ErrorKind::context_full,
+          s.pos + s.n_tokens, " tokens: the model knows only ", config.max_ctx,
+          " positions; shorten the prompt");
+  }
 }
 
 void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits) {
-  check_batch(config, batch);
+  check_batch(config, weights, batch);
   const int n = batch.n_tokens();
   const Activations a = ops.activations(n);
 
