@@ -50,12 +50,13 @@ int Sampler::sample(std::span<const float> logits, std::span<const int32_t> seen
   for (size_t i = 0; i < logits.size(); ++i)
     if (logits[i] > -std::numeric_limits<float>::infinity()) candidates_.push_back({int(i), logits[i]});
 
-  // Ties in order of id, so that a cut through equal weights is the same everywhere.
+  // Ties in order of id, and only full sorts of what is kept, so that a cut through equal weights and the
+  // order in which the draw walks are the same with every standard library.
   const auto likelier = [](const Candidate& a, const Candidate& b) {
     return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
   };
   if (options_.top_k > 0 && size_t(options_.top_k) < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(), likelier);
+    std::partial_sort(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(), likelier);
     candidates_.resize(size_t(options_.top_k));
   }
   double total = 0;
