@@ -65,6 +65,19 @@ def test_weights_may_lie_anywhere(variant, dtype):
 
 
 @pytest.mark.parametrize(("variant", "dtype"), all_weight_variants("matmul"))
+def test_a_sum_does_not_depend_on_its_neighbours(variant, dtype):
+    # Threads cut the rows, and chunks of a prompt the tokens, where they like: the same bits must come out.
+    if variant == "blas":
+        pytest.skip("BLAS chooses its loop by the shape: the last bits depend on it, and so on the thread count")
+    rng = np.random.default_rng(3)
+    w, _ = stored(rng.normal(size=(130, 600)), dtype)
+    x = rng.normal(size=(27, 600)).astype(np.float32)
+    whole = matmul(variant, (w, dtype), x)
+    for rows, tokens in [(slice(0, 1), slice(26, 27)), (slice(16, 112), slice(3, 20)), (slice(97, 130), slice(0, 7))]:
+        np.testing.assert_array_equal(matmul(variant, (w[rows], dtype), x[tokens]), whole[tokens, rows])
+
+
+@pytest.mark.parametrize(("variant", "dtype"), all_weight_variants("matmul"))
 def test_damage_shows(variant, dtype):
     # One damaged weight reaches its own column of y and no other, whatever padding a tile has.
     w = np.ones((18, 20), np.float32)

@@ -42,7 +42,7 @@ py::list describe(const char* op, std::span<const Variant<Fn>> table) {
 py::dict variants() {
   py::dict tables;
   tables["matvec"] = describe("matvec", matvec_variants(DType::bf16));
-  tables["matvec_f32"] = describe("matvec", matvec_variants(DType::f32));
+  tables["matvec_f32"] = describe("matvec_f32", matvec_variants(DType::f32));
   tables["matmul"] = describe("matmul", matmul_variants());
   tables["attention"] = describe("attention", attention_variants());
   tables["norm"] = describe("norm", norm_variants());
@@ -67,21 +67,23 @@ Array<float> run_matmul(const std::string& variant, const py::tuple& w, const Ar
   const View view = view_of(w);
   check(x.ndim() == 2 && x.shape(1) == view.n_cols, ErrorKind::usage, "matmul: x has the wrong shape");
   Array<float> y({x.shape(0), py::ssize_t(view.n_rows)});
-  const MatmulArgs args{x.data(), view, y.mutable_data(), int(x.shape(0)), size_t(view.n_rows), nullptr};
+  check(view.n_cols >= 1 && size_t(view.n_cols) <= kMatmulScratchFloats, ErrorKind::usage,
+        "matmul: expected 1 to ", kMatmulScratchFloats, " columns, got ", view.n_cols);
   MatmulFn* run = find(matmul_variants(), variant);
-  static const Buffer scratch(kMatmulScratchFloats * sizeof(float));
-  MatmulArgs with_scratch = args;
-  with_scratch.scratch = scratch.floats();
+  static thread_local const Buffer scratch(kMatmulScratchFloats * sizeof(float));
+  const MatmulArgs args{x.data(),        view, y.mutable_data(), int(x.shape(0)), size_t(view.n_rows),
+                        scratch.floats()};
   const py::gil_scoped_release release;
-  run(with_scratch);
+  run(args);
   return y;
 }
 
 Array<float> run_norm(const std::string& variant, NormKind kind, const Array<float>& x, const Array<float>& w,
                       const py::object& bias, float eps) {
-  check(x.ndim() == 2 && w.size() == x.shape(1), ErrorKind::usage, "norm: w has the wrong length");
-  Array<float> y({x.shape(0), x.shape(1)});
   const Array<float> b = bias.is_none() ? Array<float>(0) : py::cast<Array<float>>(bias);
+  check(x.ndim() == 2 && w.size() == x.shape(1) && (bias.is_none() || b.size() == x.shape(1)),
+        ErrorKind::usage, "norm: w or bias has the wrong length");
+  Array<float> y({x.shape(0), x.shape(1)});
   find(norm_variants(), variant)({kind, x.data(), w.data(), bias.is_none() ? nullptr : b.data(), eps,
                                   y.mutable_data(), int(x.shape(0)), int(x.shape(1))});
   return y;

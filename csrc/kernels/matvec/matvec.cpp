@@ -51,7 +51,7 @@ std::span<const Variant<MatvecFn>> matvec_variants(DType dtype) {
 
 void matvec(const MatvecArgs& args) {
   static MatvecFn* const run = pick("matvec", matvec_variants(DType::bf16)).run;
-  static MatvecFn* const run_f32 = pick("matvec", matvec_variants(DType::f32)).run;
+  static MatvecFn* const run_f32 = pick("matvec_f32", matvec_variants(DType::f32)).run;
   (args.w.dtype == DType::f32 ? run_f32 : run)(args);
 }
 
