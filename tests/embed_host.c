@@ -1,6 +1,6 @@
-// A host that embeds CPython as PythonKit does in Swift: it loads libpython, starts it, streams on a thread
-// of its own and takes plain strings, integers, floats and lists back. docs/swift.md tells the story,
-// test_embedding.py runs it.
+// A host that embeds CPython as PythonKit does in Swift: it loads libpython, streams on a thread of its own
+// and takes plain strings, integers, floats and lists back. docs/swift.md tells the story, test_embedding.py
+// runs it.
 //
 //   embed_host SITE_PACKAGES      the folder russet is installed in
 #include <Python.h>
@@ -9,7 +9,7 @@
 
 static void expect(int ok, const char* what) {
   if (ok) return;
-  if (PyErr_Occurred()) PyErr_Print();
+  if (Py_IsInitialized() && PyErr_Occurred()) PyErr_Print();
   fprintf(stderr, "embed_host: expected %s\n", what);
   exit(1);
 }
