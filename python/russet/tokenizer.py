@@ -8,15 +8,13 @@ from operator import index
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
-from russet.chat_template import choose_template, render_chat
+from russet.chat_template import Message, choose_template, render_chat
 from russet.detokenizer import Detokenizer, Stream
 from russet.encode_cache import CacheInfo, EncodeCache
 from russet.errors import TokenizerError, UsageError
 from russet.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from russet.tokenizer_json import TokenizerJson
 from russet.tokenizer_sentencepiece import TokenizerSentencePiece
-
-Message = Mapping[str, Any]
 
 #: Options of Hugging Face's apply_chat_template that would give something else than a plain list of ids.
 _REFUSED = {
