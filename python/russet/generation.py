@@ -124,7 +124,7 @@ def generate(
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
 ) -> Iterator[Piece]:
-    """Compute the prompt, then token by token; one piece each. `diagnose` names a damaged weight, if there is one."""
+    """Compute the prompt, then token by token; one piece each. `diagnose` says which weight is damaged, if one is."""
     start = time.perf_counter()
     if not options.use_cache:
         conversation.rewind(0)
@@ -164,8 +164,7 @@ def generate(
         try:
             token = sampler.sample(logits, text)
         except NumericalError as error:
-            damaged = diagnose()
-            raise NumericalError(f"{damaged} holds NaN or infinity" if damaged else str(error)) from None
+            raise NumericalError(diagnose() or str(error)) from None
         now = time.perf_counter()
         text.append(token)
         shown, stopped = stops.push(detokenizer.push(token))

@@ -82,7 +82,6 @@ def load(
         raise UsageError(f"n_ctx: this model learned {config.max_ctx} positions, got {n_ctx}")
     return Model(
         config=config,
-        weights=weights,
         tokenizer=tokenizer,
         backend=_open_backend(backend, config, weights, threads),
         n_ctx=n_ctx,
@@ -106,7 +105,6 @@ class Model:
         self,
         *,
         config: Config,
-        weights: Weights,
         tokenizer: Tokenizer,
         backend: Backend,
         n_ctx: int,
@@ -119,7 +117,6 @@ class Model:
         self.n_ctx = n_ctx  #: tokens a conversation can hold
         self.defaults = defaults  #: options from generation_config.json
         self.checkpoint = checkpoint
-        self._weights = weights
         self._idle: list[Conversation] = []  # at most one: the last that ended, kept for its cache
         self._lock = threading.Lock()
 
@@ -169,8 +166,12 @@ class Model:
                 options,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
-                diagnose=lambda: find_non_finite(self._weights),
+                diagnose=self._damage,
             )
+
+    def _damage(self) -> str | None:
+        damaged = find_non_finite(self.checkpoint.tensors)
+        return damaged and f"{damaged.file}: {damaged.name} holds NaN or infinity; download the file again"
 
     def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
         """Logits after each token: float32 [n_tokens, vocab_size]."""

@@ -132,10 +132,13 @@ def widened(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     return array.astype(np.float32)
 
 
-def find_non_finite(weights: Weights) -> str | None:
-    """Name the first role that holds a NaN or an infinity; None if all are numbers."""
-    for role, (array, dtype) in weights.items():
-        for row in array if array.ndim > 1 else (array,):
-            if not np.isfinite(widened(row, dtype)).all():
-                return role
+def find_non_finite(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The first tensor that holds a NaN or an infinity; None if all are numbers."""
+    n_at_once = 1 << 20  # values widened at a time
+    for tensor in tensors.values():
+        if tensor.dtype in DTYPES:
+            values = tensor.numpy().reshape(-1)
+            for begin in range(0, values.size, n_at_once):
+                if not np.isfinite(widened(values[begin : begin + n_at_once], tensor.dtype)).all():
+                    return tensor
     return None
