@@ -171,7 +171,9 @@ class Model:
 
     def _damage(self) -> str | None:
         damaged = find_non_finite(self.checkpoint.tensors)
-        return damaged and f"{damaged.file}: {damaged.name} holds NaN or infinity; download the file again"
+        if damaged is None:
+            return None
+        return f"{damaged.file}: {damaged.name} holds NaN or infinity; download the file again"
 
     def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
         """Logits after each token: float32 [n_tokens, vocab_size]."""
