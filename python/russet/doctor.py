@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 
 import russet
 from russet import _core, memory
@@ -85,6 +84,8 @@ def _n_cpus() -> int:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -67,7 +67,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         module.add_flags(command)
         command.add_argument("--debug", action="store_true", help="show where an error comes from")
         command.set_defaults(run=module.run)
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise UsageError("expected a command, got none")
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         raise UsageError(f"{argv[0]}: no such command; {hint}")

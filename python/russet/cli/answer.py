@@ -39,7 +39,7 @@ def take(pieces: Iterator[russet.Piece], *, show: bool) -> Answer:
             piece = next(pieces, None)
     except KeyboardInterrupt:
         answer.interrupted = True
-    if show and not answer.text.endswith("\n"):
+    if show and answer.text and not answer.text.endswith("\n"):
         print(flush=True)
     return answer
 

@@ -1,4 +1,7 @@
-"""Talk with a model that keeps what was said. A model without a chat template goes on with your text instead."""
+"""Talk with a model that keeps what was said.
+
+A model without a chat template does not answer: it goes on with your text.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ HELP = '''\
 /help           show this
 /quit           leave, as Ctrl-D does
 
-A line that ends in \\ goes on in the next one; the lines between two lines of """ are one message.
-Ctrl-C stops an answer, and what came of it is kept. Enter alone lets an answer that was cut go on.'''
+A line that ends in \\ goes on in the next one. What stands between two lines of
+""" is one message. Ctrl-C stops an answer, and what came of it is kept. Enter
+alone lets an answer that was cut go on.'''
 
 EXAMPLES = f"""\
 examples:
@@ -108,8 +112,10 @@ class Chat:
             self._context.reset()
             self._model.clear_cache()
             self._cut = False
+            say("what was said is forgotten")
         elif name == "system" and isinstance(self._context, Messages):
             self._context.system = rest or None
+            say("the model is told so from now on" if rest else "no system prompt from now on")
         elif name == "system":
             say("/system: without a chat template there is no place for it; type it as part of your text")
         elif name == "help":

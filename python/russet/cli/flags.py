@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        raise UsageError(f"{message} (`{self.prog} --help` says more)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         known, unknown = super().parse_known_args(args, namespace)
@@ -122,4 +122,7 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _max_tokens(text: str) -> int | None:
-    return None if text == "-1" else int(text)
+    try:
+        return None if text == "-1" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None

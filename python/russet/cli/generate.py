@@ -19,11 +19,12 @@ EXAMPLES = """\
 examples:
   russet generate "Once upon a time"
   russet generate -m Qwen/Qwen3-0.6B -n 200 --temp 0.7 "Why is the sky blue?"
-  russet generate -m ./my-model --system-prompt "Answer in rhymes." -p "What is rain?"
-  cat story.txt | russet generate -m ./my-model --ignore-chat-template > more.txt
+  russet generate -m ./my-model --system-prompt "Answer in rhymes." "Why?"
+  russet generate -m ./my-model --ignore-chat-template < story.txt > more.txt
   russet generate -m ./my-model --json "Hi" | jq .tokens_per_s
 
-stdin is read for the prompt `-`, and where there is none; its last line break is left out.
+stdin is read where there is no prompt, or where it is -; without the line break
+at its end.
 """
 
 

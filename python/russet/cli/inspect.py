@@ -1,4 +1,7 @@
-"""What is in a checkpoint, and whether russet can load it: with exit code 0 it can, with 1 it cannot."""
+"""What is in a checkpoint, and whether russet can load it.
+
+The exit code is 0 if it can, 1 if it cannot; then all that is wrong is listed.
+"""
 
 from __future__ import annotations
 

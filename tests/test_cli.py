@@ -1,0 +1,651 @@
+"""The command line as a user meets it: what is printed where, exit codes, Ctrl-C, pipes and terminals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import russet
+from conftest import SHARED_DATA
+from russet import cli
+from russet.model import DEMO
+
+STORIES = SHARED_DATA / "weights" / "stories260K" / "hf"
+FOLDER = STORIES if STORIES.is_dir() else DEMO
+PROMPT = "Once upon a time"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+ENDLESS = ("--ignore-eos", "--n-ctx", "100000", "--max-tokens", "90000")  # minutes: the demo was made for 512 tokens
+RUSSET = [sys.executable, "-m", "russet"]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command in this process; stdin is no terminal."""
+
+    def run(*argv: object, stdin: str | bytes = "") -> Ended:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        code = cli.main([str(word) for word in argv])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model() -> russet.Model:
+    return russet.load(FOLDER)
+
+
+@pytest.fixture
+def prompts(monkeypatch) -> list:
+    """What every stream() was asked for: (prompt, options), in order."""
+    asked, stream = [], russet.Model.stream
+
+    def recorded(self, prompt, **options):
+        asked.append((prompt, options))
+        return stream(self, prompt, **options)
+
+    monkeypatch.setattr(russet.Model, "stream", recorded)
+    return asked
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory) -> Path:
+    """The same model, with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    shutil.copytree(FOLDER, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def start(*argv: object, **options) -> subprocess.Popen:
+    command = [*RUSSET, *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+# ---- generate ----
+
+
+def test_generate_prints_the_text_and_nothing_else(run, model):
+    expected = model.generate(PROMPT, max_tokens=20)
+    assert run("generate", "-m", FOLDER, "-n", 20, "--ignore-chat-template", PROMPT) == (0, expected + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "stdin"),
+    [
+        ([PROMPT], "not this"),
+        (["--prompt", PROMPT], "not this"),
+        (["-p", PROMPT], "not this"),
+        (["-p", "-"], PROMPT + "\n"),
+        (["-"], PROMPT),
+        ([], PROMPT + "\n"),
+        ([], PROMPT + "\n\n"),
+        ([], PROMPT + "\r\n"),
+    ],
+)
+def test_where_the_prompt_comes_from(run, prompts, argv, stdin):
+    assert run("generate", "-m", FOLDER, "-n", 1, "--ignore-chat-template", *argv, stdin=stdin).code == 0
+    assert prompts[0][0] == PROMPT + ("\n" if stdin.endswith("\n\n") else "")
+
+
+def test_flags_that_are_not_given_leave_the_models_defaults(run, prompts):
+    run("generate", "-m", FOLDER, "-n", 1, PROMPT)
+    assert prompts[0][1] == {"max_tokens": 1}
+
+
+GENERATE_FLAGS = {
+    ("--max-tokens", "3"): {"max_tokens": 3},
+    ("-n", "3"): {"max_tokens": 3},
+    ("-n", "-1", "--stop", "a"): {"max_tokens": None, "stop": ["a"]},
+    ("-n", "0"): {"max_tokens": 0},
+    ("--temp", "0.5"): {"temperature": 0.5},
+    ("--temperature", "0.5"): {"temperature": 0.5},
+    ("--top-p", "0.9"): {"top_p": 0.9},
+    ("--top-k", "5"): {"top_k": 5},
+    ("--min-p", "0.1"): {"min_p": 0.1},
+    ("--repetition-penalty", "1.2"): {"repetition_penalty": 1.2},
+    ("--seed", "7"): {"seed": 7},
+    ("-s", "7"): {"seed": 7},
+    ("--stop", "a", "--stop", "the"): {"stop": ["a", "the"]},
+    ("--ignore-eos",): {"ignore_eos": True},
+    ("--no-cache",): {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("flags", GENERATE_FLAGS, ids=" ".join)
+def test_generation_flags_reach_the_model(run, prompts, flags):
+    limit = () if {"-n", "--max-tokens"} & {*flags} else ("-n", "2")
+    assert run("generate", "-m", FOLDER, PROMPT, *flags, *limit).code == 0
+    assert prompts[0][1] == GENERATE_FLAGS[flags] | ({"max_tokens": 2} if limit else {})
+
+
+LOAD_FLAGS = {
+    (): {},
+    ("--n-ctx", "64"): {"n_ctx": 64},
+    ("-c", "64"): {"n_ctx": 64},
+    ("--threads", "1"): {"threads": 1},
+    ("-t", "1"): {"threads": 1},
+    ("--max-memory", "1GB"): {"max_memory": "1GB"},
+    ("--backend", "cpu"): {"backend": "cpu"},
+    ("--no-strict",): {"strict": False},
+}
+
+
+@pytest.mark.parametrize("flags", LOAD_FLAGS, ids=" ".join)
+def test_model_flags_reach_load(run, monkeypatch, flags):
+    asked, load = [], russet.load
+    monkeypatch.setattr(
+        russet, "load", lambda model, **options: asked.append((model, options)) or load(model, **options)
+    )
+    assert run("generate", "-m", FOLDER, "-n", 1, PROMPT, *flags).code == 0
+    assert asked == [(FOLDER, LOAD_FLAGS[flags])]
+
+
+def test_source_flags_reach_the_hub(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli.flags, "resolve", lambda model, **options: asked.append((model, options)) or FOLDER)
+    assert run("generate", "-m", "org/name", "-n", 1, "--revision", "v1", "--local-files-only", PROMPT).code == 0
+    assert asked == [("org/name", {"revision": "v1", "local_files_only": True})]
+
+
+def test_json_is_one_report_of_text_and_speeds(run, model):
+    code, out, err = run("generate", "-m", FOLDER, "-n", 20, "--ignore-chat-template", "--json", PROMPT)
+    report = json.loads(out)
+    pieces = list(model.stream(PROMPT, max_tokens=20))
+    assert (code, err) == (0, "")
+    assert report["model"] == str(FOLDER)
+    assert report["text"] == "".join(piece.text for piece in pieces)
+    assert report["finish_reason"] == "length"
+    assert (report["prompt_tokens"], report["cached_tokens"]) == (pieces[-1].prompt_tokens, 0)
+    assert report["generated_tokens"] == 20
+    assert report["prompt_tokens_per_s"] * report["first_token_s"] == pytest.approx(report["prompt_tokens"])
+    # Both models' heads are their embeddings, so that a token reads every weight once.
+    bytes_read = sum(tensor.nbytes for tensor in model.checkpoint.tensors.values())
+    assert report["gb_per_s"] == pytest.approx(bytes_read * report["tokens_per_s"] / 1e9)
+
+
+def test_verbose_ends_with_speeds_on_stderr(run, model):
+    _, out, err = run("generate", "-m", FOLDER, "-n", 5, "--ignore-chat-template", "--verbose", PROMPT)
+    assert out == model.generate(PROMPT, max_tokens=5) + "\n"
+    n_tokens = len(model.tokenizer.encode(PROMPT))
+    assert err.startswith(f"russet: prompt {n_tokens} tokens, 0 of them cached, first token after 0.")
+    assert "generated 5 tokens" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("system", [[], ["--system-prompt", "Be kind."]])
+def test_a_chat_template_is_used(run, prompts, chat_folder, system):
+    run("generate", "-m", chat_folder, "-n", 1, "Hi", *system)
+    messages = [{"role": "user", "content": "Hi"}]
+    if system:
+        messages.insert(0, {"role": "system", "content": "Be kind."})
+    assert prompts[0][0] == messages
+
+
+def test_a_chat_template_can_be_ignored(run, prompts, chat_folder):
+    run("generate", "-m", chat_folder, "-n", 1, "Hi", "--ignore-chat-template")
+    assert prompts[0][0] == "Hi"
+
+
+def test_without_a_model_the_demo_answers_and_says_so(run):
+    code, out, err = run("generate", "-n", 8, PROMPT)
+    assert code == 0
+    assert len(out.split()) > 2
+    assert err.startswith("russet: no model given: using the built-in demo")
+    assert err.count("\n") == 1
+
+
+def test_warnings_are_lines_like_others(run, tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"num_beams": 4}')
+    code, _, err = run("generate", "-m", tmp_path / "model", "-n", 1, PROMPT)
+    assert code == 0
+    assert err.startswith("russet: ")
+    assert "num_beams" in err
+    assert "Warning" not in err
+    with pytest.warns(UserWarning, match="num_beams"):  # and nothing of that stays behind
+        russet.load(tmp_path / "model")
+
+
+def test_an_empty_answer_is_nothing_at_all(run):
+    assert run("generate", "-m", FOLDER, "-n", 0, PROMPT) == (0, "", "")
+
+
+# ---- errors ----
+
+USAGE = [
+    ([], "expected a command"),
+    (["genrate"], "genrate: no such command; did you mean generate?"),
+    (["zzz"], "zzz: no such command; there are generate, chat, inspect, doctor"),
+    (["--debug"], "required: COMMAND"),
+    (["generate", "--max-token", "5", "hi"], "--max-token: no such flag; did you mean --max-tokens?"),
+    (["generate", "--max-token=5", "hi"], "--max-token: no such flag; did you mean --max-tokens?"),
+    (["generate", "--top-p"], "expected one argument"),
+    (["generate", "-n", "many", "hi"], "expected an integer, got 'many'"),
+    (["generate", "once", "upon"], "upon: one word too many; put a prompt in quotes"),
+    (["generate", "a", "--prompt", "b"], "expected one prompt, got two"),
+    (["generate", "--top-p", "2", "hi"], "top_p: expected more than 0 and at most 1, got 2.0"),
+    (["generate", "--seed", "-1", "hi"], "seed: expected"),
+    (["generate", "-m", FOLDER, "--n-ctx", "0", "hi"], "n_ctx: expected at least 1 token, got 0"),
+    (["generate", "-m", FOLDER, "--threads", "0", "hi"], "threads: expected 1 to 1024, got 0"),
+    (["generate", "-m", FOLDER, "--max-memory", "lots", "hi"], "max_memory: expected bytes or a size"),
+    (["generate", "-m", FOLDER, "--ignore-chat-template", "--system-prompt", "x", "hi"], "--system-prompt: "),
+    (["chat", "-m", FOLDER, "--ignore-chat-template", "--system-prompt", "x"], "--system-prompt: "),
+    (["chat", "hi"], "hi: one word too many"),
+    (["inspect", "--jsno"], "--jsno: no such flag; did you mean --json?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "message"), USAGE, ids=[" ".join(map(str, argv))[:40] for argv, _ in USAGE])
+def test_a_wrong_command_line_gives_2_and_one_line(run, argv, message):
+    code, out, err = run(*argv)
+    assert (code, out) == (2, "")
+    *help_lines, line = err.splitlines()
+    assert line.startswith("russet: ")
+    assert message in line
+    assert bool(help_lines) == (not argv)  # all the help where nothing was asked
+
+
+def broken_file(folder: Path) -> str:
+    os.truncate(folder / "model.safetensors", 1000)
+    return "model.safetensors: expected"
+
+
+def no_config(folder: Path) -> str:
+    (folder / "config.json").unlink()
+    return "expected config.json, got no such file"
+
+
+def config_not_json(folder: Path) -> str:
+    (folder / "config.json").write_text("{")
+    return "config.json: expected JSON"
+
+
+def unknown_family(folder: Path) -> str:
+    (folder / "config.json").write_text('{"model_type": "lama"}')
+    return "the nearest is 'llama'"
+
+
+def no_tokenizer(folder: Path) -> str:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    return "no tokenizer; expected tokenizer.json or tokenizer.model"
+
+
+@pytest.mark.parametrize("spoil", [broken_file, no_config, config_not_json, unknown_family, no_tokenizer])
+@pytest.mark.parametrize("command", [("generate", "hi"), ("chat",)], ids=["generate", "chat"])
+def test_a_broken_model_gives_1_and_one_line(run, tmp_path, spoil, command):
+    shutil.copytree(FOLDER, tmp_path / "model")
+    message = spoil(tmp_path / "model")
+    code, out, err = run(*command, "-m", tmp_path / "model")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("russet: ")
+    assert message in err
+
+
+def test_a_missing_folder_gives_1_and_one_line(run):
+    for command in (["generate", "hi", "-m"], ["chat", "-m"], ["inspect"]):
+        code, out, err = run(*command, "./nowhere")
+        assert (code, out) == (1, "")
+        assert err == "russet: ./nowhere: no such folder; pass a model's folder, or a hub id like org/name\n"
+
+
+def test_a_prompt_longer_than_the_context_gives_1(run):
+    code, out, err = run("generate", "-m", FOLDER, "-c", 4, PROMPT * 5)
+    assert (code, out) == (1, "")
+    assert "do not fit n_ctx=4" in err
+
+
+def test_a_model_that_does_not_fit_shows_the_sum(run):
+    code, _, err = run("generate", "-m", FOLDER, "--max-memory", "1MB", PROMPT)
+    assert code == 1
+    assert "weights" in err
+    assert "may be used" in err
+
+
+def test_stdin_that_is_no_text_gives_2(run):
+    code, _, err = run("generate", "-m", FOLDER, stdin=b"caf\xe9")
+    assert (code, err) == (2, "russet: stdin: expected utf-8 text, got the byte 0xe9; convert it first\n")
+    code, _, err = run("chat", "-m", FOLDER, stdin=b"caf\xe9\n")
+    assert code == 2
+    assert "got the byte 0xe9" in err
+
+
+def test_debug_shows_where_an_error_comes_from(run):
+    code, _, err = run("generate", "-m", "./nowhere", "--debug", "hi")
+    assert code == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("russet: ./nowhere: no such folder")
+
+
+def test_what_nobody_expected_asks_for_a_report(run, monkeypatch):
+    monkeypatch.setattr(russet.Model, "stream", lambda *_, **__: 1 / 0)
+    code, out, err = run("generate", "-m", FOLDER, "hi")
+    assert (code, out) == (1, "")
+    assert "ZeroDivisionError" in err
+    assert "please report it" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "russet: out of memory; try a smaller --n-ctx, or a smaller model\n"),
+        (OSError(28, "No space left on device"), "russet: [Errno 28] No space left on device\n"),
+        (russet.TemplateError("one\ntwo"), "russet: one two\n"),
+    ],
+)
+def test_what_a_machine_can_lack_gives_1_and_one_line(run, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(russet.Model, "stream", fail)
+    assert run("generate", "-m", FOLDER, "hi") == (1, "", message)
+
+
+# ---- help ----
+
+
+def test_version_is_fast_and_plain():
+    """No package is imported that only some commands need."""
+    program = "import sys; from russet import cli\ntry: cli.main(['--version'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    version, modules = done.stdout.splitlines()
+    assert version == f"russet {russet.__version__}"
+    heavy = {"rich", "jinja2", "tokenizers", "sentencepiece", "huggingface_hub", "readline"}
+    assert not heavy & {*modules.split()}
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)], ids=lambda words: "".join(words) or "-")
+def test_help_has_examples_and_fits_a_terminal(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert "examples:\n  russet " in out
+    assert max(map(len, out.splitlines())) <= 80
+    if not command:
+        assert all(f"\n    {name} " in out for name in cli.COMMANDS)
+
+
+# ---- chat, piped ----
+
+
+def test_chat_keeps_what_was_said(run, prompts, chat_folder):
+    code, out, err = run("chat", "-m", chat_folder, "-n", 6, "--verbose", stdin="Hi\nAnd you?\n")
+    (first, options), (second, _) = prompts
+    assert (code, options) == (0, {"max_tokens": 6})
+    assert first == [{"role": "user", "content": "Hi"}]
+    answer = second[1]["content"]
+    assert second == [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "And you?"}]
+    assert out.startswith(answer + "\n")
+    assert "> " not in out
+    cached = [int(line.split()[4]) for line in err.splitlines()]
+    assert cached[0] == 0
+    assert cached[1] > 5  # the first message and most of its answer are not computed again
+
+
+def test_chat_gives_the_text_of_generate(run, model, chat_folder):
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    expected = russet.load(chat_folder).generate(messages, max_tokens=8)
+    _, out, _ = run("chat", "-m", chat_folder, "-n", 8, "--system-prompt", "Be kind.", stdin="Hi\n")
+    assert out == expected + "\n"
+
+
+def test_chat_commands(run, prompts, chat_folder):
+    script = "One\n/system You are\\\nan owl.\nTwo\n/reset\n/system\nThree\n/rest\n/help\n  \n/quit\nFour\n"
+    code, _, err = run("chat", "-m", chat_folder, "-n", 2, stdin=script)
+    one, two, three = (prompt for prompt, _ in prompts)
+    assert code == 0
+    assert [m["role"] for m in one] == ["user"]
+    assert [m["role"] for m in two] == ["system", "user", "assistant", "user"]
+    assert two[0]["content"] == "You are\nan owl."
+    assert three == [{"role": "user", "content": "Three"}]
+    assert "/rest: no such command; did you mean /reset?" in err
+    assert "Ctrl-C stops an answer" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("one\\\ntwo\\\nthree\n", "one\ntwo\nthree"),
+        ('"""\none\n\n  two\\\n"""\n', "one\n\n  two\\"),
+        ('"""\none\ntwo', "one\ntwo"),
+        ("one\\", "one\n"),
+        ("/usr/bin is a folder\n", "/usr/bin is a folder"),
+        ("no line break", "no line break"),
+    ],
+)
+def test_messages_of_several_lines(run, prompts, chat_folder, typed, message):
+    assert run("chat", "-m", chat_folder, "-n", 1, stdin=typed).code == 0
+    assert prompts[0][0][-1]["content"] == message
+
+
+def test_chat_without_a_template_goes_on_with_the_text(run, prompts):
+    argv = ("chat", "-m", FOLDER, "--ignore-chat-template", "-n", 5)
+    code, out, err = run(*argv, stdin="Once upon\n/system x\nThe end\n/reset\nLily\n")
+    first, second, third = (prompt for prompt, _ in prompts)
+    answer = out[: second.index("\nThe end") - len(first)]
+    assert code == 0
+    assert (first, second, third) == ("Once upon", f"Once upon{answer}\nThe end", "Lily")
+    assert "it goes on with what you type" in err
+    assert "/system: without a chat template" in err
+
+
+def test_a_full_context_says_what_to_do(run, chat_folder):
+    code, _, err = run("chat", "-m", chat_folder, "-c", 40, "--ignore-eos", stdin="Hi\n")
+    assert code == 0
+    assert "russet: the context of 40 tokens is full; /reset forgets what was said\n" in err
+    code, _, err = run("chat", "-m", chat_folder, "-c", 40, "--ignore-eos", stdin="Hi\nHi\nHi\n")
+    assert code == 1
+    assert "do not fit n_ctx=40" in err.splitlines()[-1]
+
+
+# ---- doctor ----
+
+
+def test_doctor_says_what_is_in_use(run):
+    code, out, err = run("doctor", "--json")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report["version"] == russet.__version__
+    assert report["python"].endswith(".".join(map(str, sys.version_info[:3])))
+    assert report["threads"] >= 1
+    assert set(report["features"]) <= {"neon", "avx2", "avx512"}
+    assert {"matvec", "matmul", "attention"} <= report["kernels"].keys()
+    assert report["total_bytes"] >= report["available_bytes"] > 0
+    assert [(b["name"], b["available"]) for b in report["backends"]] == [
+        ("cpu", True),
+        ("metal", False),
+        ("mlx", False),
+    ]
+    assert all(b["reason"] for b in report["backends"])
+    assert all(report["packages"].values())
+    text = run("doctor").out
+    for value in (report["chip"], report["matmul"], report["system"], report["hub_cache"]):
+        assert value in text
+
+
+def test_doctor_heeds_the_environment():
+    environment = os.environ | {"RUSSET_ISA": "scalar", "RUSSET_THREADS": "3", "HF_TOKEN": "secret"}
+    done = subprocess.run([*RUSSET, "doctor", "--json"], capture_output=True, text=True, env=environment)
+    report = json.loads(done.stdout)
+    assert (report["threads"], report["features"]) == (3, [])
+    assert report["kernels"]["attention"] == "ref"
+    assert report["environment"]["RUSSET_ISA"] == "scalar"
+    assert "secret" not in done.stdout
+
+
+def test_doctor_finds_a_missing_package(run, monkeypatch):
+    monkeypatch.setattr("russet.doctor._PACKAGES", ("numpy", "no-such-package"))
+    assert "no-such-package MISSING" in run("doctor").out
+
+
+# ---- real processes: signals, pipes, terminals ----
+
+
+def test_ctrl_c_keeps_the_text_and_gives_130():
+    child = start("generate", PROMPT, *ENDLESS)
+    first = child.stdout.read(20)  # it streams: there is text long before the end
+    child.send_signal(signal.SIGINT)
+    rest, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert len(first) == 20
+    assert rest.endswith(b"\n")
+    assert b"Traceback" not in err
+
+
+def test_ctrl_c_still_reports():
+    child = start("generate", PROMPT, *ENDLESS, "--json")
+    child.stderr.readline()  # the demo's notice, before it is loaded
+    time.sleep(1.5)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 130
+    if out:  # else the machine is so busy that nothing had begun
+        assert json.loads(out)["finish_reason"] == "interrupted"
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    child = start("generate", PROMPT, *ENDLESS)
+    assert child.stdout.read(5)
+    child.stdout.close()
+    assert child.wait(60) == 141
+    assert child.stderr.read().decode().splitlines()[1:] == []  # the demo's notice alone
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RUSSET, "doctor"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "russet: [Errno 28] No space left on device\n")
+
+
+def test_a_piped_prompt():
+    child = start("generate", "-m", FOLDER, "-n", 3, stdin=subprocess.PIPE)
+    out, err = child.communicate(PROMPT.encode(), timeout=60)
+    assert (child.returncode, err) == (0, b"")
+    assert out
+
+
+class Terminal:
+    """A command that runs in a terminal of its own, and somebody who types."""
+
+    def __init__(self, *argv: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the child of fork() runs another program at once
+            self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ |= {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+            os.execv(sys.executable, [*RUSSET, *map(str, argv)])
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def wait_for(self, text: str) -> str:
+        """What is shown from here on, up to and with the text."""
+        deadline = time.monotonic() + 60
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            self.shown += os.read(self._fd, 4096).decode(errors="replace")
+        end = self.shown.index(text) + len(text)
+        before, self.shown = self.shown[:end], self.shown[end:]
+        return before
+
+    def end(self) -> int:
+        """The exit code."""
+        with suppress(OSError):  # all is read
+            while os.read(self._fd, 4096):
+                pass
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def terminal() -> Iterator[type[Terminal]]:
+    opened = []
+
+    def open_terminal(*argv: object) -> Terminal:
+        opened.append(Terminal(*argv))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        with suppress(OSError):
+            os.kill(each.pid, signal.SIGKILL)
+
+
+def test_chat_in_a_terminal(terminal):
+    chat = terminal("chat", *ENDLESS)
+    chat.wait_for("Ctrl-D leaves")
+    chat.wait_for("> ")
+    chat.type("Hello, my dear\n")
+    chat.wait_for("my dear")
+    chat.wait_for("e")  # of the answer
+    chat.type("\x03")
+    chat.wait_for("Enter lets it go on")
+    chat.wait_for("> ")
+    chat.type("\n")
+    chat.wait_for("e")
+    chat.type("\x03")
+    chat.wait_for("Enter lets it go on")
+    chat.wait_for("> ")
+    chat.type('"""\n')
+    chat.wait_for("... ")
+    chat.type("half a message\x03")  # takes it back
+    chat.wait_for("> ")
+    chat.type("/reset\n")
+    chat.wait_for("what was said is forgotten")
+    chat.wait_for("> ")
+    chat.type("\x04")
+    assert chat.end() == 0
+
+
+def test_an_error_in_a_terminal_does_not_end_the_chat(terminal, chat_folder):
+    chat = terminal("chat", "-m", chat_folder, "-c", "12", "-n", "2")
+    chat.wait_for("> ")
+    chat.type("far too many words for a context of twelve tokens, if you ask me\n")
+    chat.wait_for("do not fit n_ctx=12")
+    chat.wait_for("/reset forgets what was said")
+    chat.wait_for("> ")
+    chat.type("/quit\n")
+    assert chat.end() == 0
+
+
+def test_generate_in_a_terminal_shows_a_spinner_and_needs_a_prompt(terminal):
+    generate = terminal("generate", "-m", FOLDER, "-n", "3", "hi")
+    generate.wait_for("loading")
+    generate.wait_for("reading the prompt")
+    assert generate.end() == 0
+    generate = terminal("generate", "-m", FOLDER)
+    generate.wait_for("no prompt; pass it as an argument, with --prompt, or on stdin")
+    assert generate.end() == 2
+
+
+def test_python_m_russet():
+    done = subprocess.run([*RUSSET, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"russet {russet.__version__}\n")
