@@ -219,9 +219,7 @@ def test_a_link_into_a_cache_that_was_cleaned(folder):
 
 def test_a_tensor_that_the_index_promises(sharded):
     safetensors.numpy.save_file(arrays("z"), sharded / "model-00002-of-00002.safetensors")
-    with pytest.raises(
-        WeightsError, match=f"^c: expected in model-00002-of-00002.safetensors, as {INDEX} says"
-    ):
+    with pytest.raises(WeightsError, match=f"^c: expected in model-00002-of-00002.safetensors, as {INDEX} says"):
         _ = open_checkpoint(sharded).tensors
 
 

@@ -162,38 +162,67 @@ def hub():
     server.server_close()
 
 
-SCRIPT = """
+RESOLVE = """
 import json, sys, time
 time.sleep = lambda seconds: None  # between the library's own attempts
 from russet.errors import HubError
 from russet.hub import resolve
-try:
-    print(json.dumps([str(resolve(sys.argv[1], **json.loads(sys.argv[2]))), None]))
-except HubError as error:
-    print(json.dumps([None, str(error)]))
+answers = []
+for model, options in json.loads(sys.argv[1]):
+    try:
+        answers.append([str(resolve(model, **options)), None])
+    except HubError as error:
+        answers.append([None, str(error)])
+print(json.dumps(answers))
 """
 
 FETCH_CONFIG = """
-import huggingface_hub, sys
-huggingface_hub.hf_hub_download(sys.argv[1], "config.json")
-print("[null, null]")
+import huggingface_hub
+huggingface_hub.hf_hub_download("org/name", "config.json")
 """
 
 
 @pytest.fixture
-def ask(hub, tmp_path):
-    """ask(model, **options) -> folder, error and stderr of resolve() in a fresh process and cache."""
+def python(hub, tmp_path):
+    """python(script, *argv) runs a fresh process that knows this hub, and a cache in tmp_path."""
     env = {key: value for key, value in os.environ.items() if not re.match("(?i)HF_|.*_proxy$", key)}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
 
-    def ask(model, *, env=env, more_env=(), script=SCRIPT, stderr=subprocess.PIPE, **options):
-        argv = [sys.executable, "-c", script, model, json.dumps(options)]
+    def python(script, *argv, more_env=(), stderr=subprocess.PIPE):
         run = subprocess.run(
-            argv, env=env | dict(more_env), cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, timeout=120
+            [sys.executable, "-c", script, *argv],
+            env=env | dict(more_env),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            timeout=120,
         )
         assert run.returncode == 0, run.stderr
-        folder, error = json.loads(run.stdout)
-        return SimpleNamespace(folder=folder and Path(folder), error=error, stderr=run.stderr)
+        return run
+
+    return python
+
+
+@pytest.fixture
+def ask_all(python):
+    """ask_all([(model, options), ...]) -> what resolve() gives for each, all in one fresh process."""
+
+    def ask_all(calls, **settings):
+        run = python(RESOLVE, json.dumps(calls), **settings)
+        return [
+            SimpleNamespace(folder=folder and Path(folder), error=error, stderr=run.stderr)
+            for folder, error in json.loads(run.stdout)
+        ]
+
+    return ask_all
+
+
+@pytest.fixture
+def ask(ask_all):
+    """ask(model, **options) -> the folder or the error that resolve() gives in a fresh process."""
+
+    def ask(model, more_env=(), stderr=subprocess.PIPE, **options):
+        return ask_all([(model, options)], more_env=more_env, stderr=stderr)[0]
 
     return ask
 
@@ -202,7 +231,7 @@ def files_in(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_first_call_downloads_and_the_second_asks_nobody(hub, ask):
+def test_the_first_call_downloads_and_the_second_asks_nobody(hub, ask, ask_all):
     good = TEXTS | {
         "model.safetensors": weights(),
         "generation_config.json": b"{}",
@@ -216,13 +245,13 @@ def test_the_first_call_downloads_and_the_second_asks_nobody(hub, ask):
     assert first.stderr == b""  # no progress bar where stderr is no terminal
     assert hub.n_requests() > 0
 
-    again = [
-        ask("org/name"),
-        ask("org/name", revision="main"),
-        ask("org/name", revision=commit),
-        ask("org/name", local_files_only=True),
-        ask("org/name", more_env={"HF_HUB_OFFLINE": "1"}),
-    ]
+    again = ask_all(
+        [
+            ("org/name", options)
+            for options in ({}, {"revision": "main"}, {"revision": commit}, {"local_files_only": True})
+        ]
+    )
+    again.append(ask("org/name", more_env={"HF_HUB_OFFLINE": "1"}))
     assert [found.folder for found in again] == [first.folder] * 5
     assert hub.n_requests() == 0
     assert open_checkpoint(first.folder).tensors["x"].shape == (1000,)
@@ -245,41 +274,48 @@ def test_a_progress_bar_on_a_terminal(hub, ask):
     hub.push("org/name", TEXTS | {"model.safetensors": weights()})
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    assert ask("org/name", stderr=theirs).folder
-    os.close(theirs)
-    shown = b""
+    shown = []
+
+    def watch():
+        try:
+            while chunk := os.read(ours, 65536):
+                shown.append(chunk)
+        except OSError:  # the other end is closed
+            pass
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        while chunk := os.read(ours, 65536):
-            shown += chunk
-    except OSError:  # the terminal's other end is closed
-        pass
-    os.close(ours)
-    assert b"100%" in shown
+        assert ask("org/name", stderr=theirs).folder
+    finally:
+        os.close(theirs)
+        watcher.join()
+        os.close(ours)
+    assert re.search(b"Fetching .*100%", b"".join(shown))
 
 
-def test_revisions(hub, ask):
+def test_revisions(hub, ask_all):
     old = hub.push("org/name", TEXTS | {"model.safetensors": weights(1)})
     new = hub.push("org/name", TEXTS | {"model.safetensors": weights(2)})
     side = hub.push("org/name", TEXTS | {"model.safetensors": weights(3)}, branch="side")
-    for revision, commit, seed in [(None, new, 2), ("side", side, 3), (old, old, 1)]:
-        folder = ask("org/name", revision=revision).folder
-        assert folder.name == commit
-        assert (folder / "model.safetensors").read_bytes() == weights(seed)
-    hub.n_requests()
-    for revision, commit in [(None, new), ("side", side), (old, old)]:
-        assert ask("org/name", revision=revision).folder.name == commit
-    assert hub.n_requests() == 0
-    assert ask("org/name", revision="none").error == (
-        f"org/name: no branch, tag or commit 'none'; {hub.url}/org/name/tree/main lists them"
-    )
+    calls = [("org/name", {"revision": revision}) for revision in (None, "side", old)]
+    for _ in range(2):
+        folders = [found.folder for found in ask_all(calls)]
+        assert [folder.name for folder in folders] == [new, side, old]
+        for folder, seed in zip(folders, (2, 3, 1), strict=True):
+            assert (folder / "model.safetensors").read_bytes() == weights(seed)
+        n_requests = hub.n_requests()
+    assert n_requests == 0
+    (unknown,) = ask_all([("org/name", {"revision": "none"})])
+    assert unknown.error == (f"org/name: no branch, tag or commit 'none'; {hub.url}/org/name/tree/main lists them")
 
 
-def test_a_branch_stays_where_it_was_until_config_json_is_fetched_anew(hub, ask):
+def test_a_branch_stays_where_it_was_until_config_json_is_fetched_anew(hub, ask, python):
     old = hub.push("org/name", TEXTS | {"model.safetensors": weights(1)})
     assert ask("org/name").folder.name == old
     new = hub.push("org/name", TEXTS | {"model.safetensors": weights(2)})
     assert ask("org/name").folder.name == old
-    ask("org/name", script=FETCH_CONFIG)
+    python(FETCH_CONFIG)
     assert ask("org/name").folder.name == new
     assert files_in(ask("org/name").folder)["model.safetensors"] == weights(2)
 
@@ -364,22 +400,20 @@ def test_a_private_model_needs_a_token(hub, ask):
     assert ask("org/name", more_env={"HF_TOKEN": "hf_secret"}).folder
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "says"),
-    [
-        (401, "GatedRepo", "the model is gated; accept its terms on {hub}/org/name, then log in with"),
-        (403, "GatedRepo", "the model is gated; accept its terms on {hub}/org/name, then log in with"),
-        (401, "RepoNotFound", "no such folder here, no such model on {hub}; correct it or"),
-        (403, None, "{hub} refuses access (403); log in with"),
-        (500, None, "not in the cache, and {hub} cannot be reached (HfHubHTTPError: "),
-    ],
-)
-def test_a_hub_that_refuses(hub, ask, status, code, says):
-    hub.refusals["org/name"] = (status, code)
-    error = ask("org/name").error
-    assert error.startswith("org/name: " + says.format(hub=hub.url))
-    assert "; " in error
-    assert "\n" not in error
+def test_a_hub_that_refuses(hub, ask_all):
+    cases = {
+        "org/a": (401, "GatedRepo", "the model is gated; accept its terms on {hub}/org/a, then log in with"),
+        "org/b": (403, "GatedRepo", "the model is gated; accept its terms on {hub}/org/b, then log in with"),
+        "org/c": (401, "RepoNotFound", "no such folder here, no such model on {hub}; correct it or"),
+        "org/d": (403, None, "{hub} refuses access (403); log in with"),
+        "org/e": (500, None, "not in the cache, and {hub} cannot be reached (HfHubHTTPError: "),
+    }
+    hub.refusals = {model: (status, code) for model, (status, code, _) in cases.items()}
+    answers = ask_all([(model, {}) for model in cases])
+    for (model, (_, _, says)), answer in zip(cases.items(), answers, strict=True):
+        assert answer.error.startswith(f"{model}: {says.format(hub=hub.url)}")
+        assert "; " in answer.error
+        assert "\n" not in answer.error
 
 
 def test_gated_files_of_a_visible_model(hub, ask):
@@ -393,22 +427,22 @@ def test_gated_files_of_a_visible_model(hub, ask):
         Handler.send_file = sent
 
 
-@pytest.mark.parametrize(
-    ("files", "lacks"),
-    [
-        (TEXTS | UNWANTED, "model.safetensors"),
-        ({"model-q8_0.gguf": b"GGUF"}, "config.json"),
-        ({"tokenizer.json": b"{}", "model.safetensors": weights()}, "config.json"),
-        (TEXTS | {INDEX: two_shards()[INDEX]}, "model-00001-of-00002.safetensors"),
-        ({".gitattributes": b"*.bin"}, "config.json"),
-    ],
-)
-def test_a_repository_without_what_it_takes(hub, ask, files, lacks):
-    hub.push("org/name", files)
-    assert ask("org/name").error == (
-        f"org/name: expected a config.json and safetensors weights, got a repository without {lacks}; "
+def test_a_repository_without_what_it_takes(hub, ask_all):
+    cases = {
+        "org/bin": (TEXTS | UNWANTED, "model.safetensors"),
+        "org/gguf": ({"model-q8_0.gguf": b"GGUF"}, "config.json"),
+        "org/no-config": ({"tokenizer.json": b"{}", "model.safetensors": weights()}, "config.json"),
+        "org/no-shards": (TEXTS | {INDEX: two_shards()[INDEX]}, "model-00001-of-00002.safetensors"),
+        "org/empty": ({".gitattributes": b"*.bin"}, "config.json"),
+    }
+    for model, (files, _) in cases.items():
+        hub.push(model, files)
+    answers = ask_all([(model, {}) for model in cases])
+    assert [answer.error for answer in answers] == [
+        f"{model}: expected a config.json and safetensors weights, got a repository without {lacks}; "
         "choose another (.bin, .pth and .gguf files are not read)"
-    )
+        for model, (_, lacks) in cases.items()
+    ]
 
 
 def test_no_network(hub, ask):
@@ -419,9 +453,9 @@ def test_no_network(hub, ask):
     )
 
 
-def test_the_network_goes_away_between_the_text_and_the_weights(hub, ask):
+def test_the_network_goes_away_between_the_text_and_the_weights(hub, ask, python):
     hub.push("org/name", TEXTS | {"model.safetensors": weights()})
-    ask("org/name", script=FETCH_CONFIG)
+    python(FETCH_CONFIG)
     error = ask("org/name", more_env=NOWHERE).error
     assert "cannot be reached" in error
 
@@ -436,9 +470,7 @@ def test_offline_and_not_cached(hub, ask, tmp_path, options):
     assert hub.n_requests() == 0
 
 
-@pytest.mark.parametrize(
-    "model", ["", "a b", "-org/name", "org/na--me", "org/name.git", "x" * 300, "a\0b", "org/"]
-)
+@pytest.mark.parametrize("model", ["", "a b", "-org/name", "org/na--me", "org/name.git", "x" * 300, "a\0b", "org/"])
 def test_a_malformed_id(model):
     with pytest.raises(HubError, match="expected a folder, or a hub id like org/name, got neither"):
         resolve(model, local_files_only=True)

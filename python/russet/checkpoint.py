@@ -43,8 +43,7 @@ class Checkpoint:
         for name, shard in index.items():
             if name not in shards[shard]:
                 raise WeightsError(
-                    f"{name}: expected in {shard}, as {INDEX_NAME} says, got no such tensor; "
-                    f"download {self.path} again"
+                    f"{name}: expected in {shard}, as {INDEX_NAME} says, got no such tensor; download {self.path} again"
                 )
         # Where two shards hold the same name, the index decides. Names it leaves out are welcome.
         return {
@@ -105,6 +104,4 @@ def _incomplete(folder: Path, missing: list[str]) -> CheckpointError:
         way_out = f"pass the folder with config.json and model.safetensors, or the shards and {INDEX_NAME}"
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     said = f", as {INDEX_NAME} says" if INDEX_NAME in names and missing != ["config.json"] else ""
-    return CheckpointError(
-        f"{folder}: expected {', '.join(missing[:3])}{more}{said}, got no such file; {way_out}"
-    )
+    return CheckpointError(f"{folder}: expected {', '.join(missing[:3])}{more}{said}, got no such file; {way_out}")

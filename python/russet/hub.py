@@ -23,9 +23,7 @@ _TEXT_FILES = [
 ]  # fmt: skip
 
 
-def resolve(
-    model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
-) -> Path:
+def resolve(model: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The folder (or file) that `model` means, downloaded first if need be.
 
     model: a path, or a hub id such as "org/name"; a path that exists is never taken for an id
@@ -62,9 +60,7 @@ def _cached(model: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=["config.json"])
-        )
+        return Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=["config.json"]))
     except FileNotFoundError:
         return None
 
