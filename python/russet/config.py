@@ -78,12 +78,16 @@ class Reader:
             raise ConfigError(f"{self.where}: expected {kind} for {key!r}, found no such key")
         return default
 
-    def _wrong(self, key: str, expected: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {key}: expected {expected}, got {self.values[key]!r:.80}")
+    def _wrong(self, key: str, expected: str, got: Any) -> ConfigError:
+        return ConfigError(f"{self.where}: {key}: expected {expected}, got {got!r:.80}")
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Reader:
         """The same, with a value for each key that is not there; one that is there and null stays null."""
         return Reader({**defaults, **self.values}, self.where)
+
+    def changed(self, values: Mapping[str, Any]) -> Reader:
+        """The same but for these values."""
+        return Reader({**self.values, **values}, self.where)
 
     def size(self, key: str, default: int = _REQUIRED, *, most: int = 2**31 - 1) -> int:
         """A positive count or width."""
@@ -91,47 +95,47 @@ class Reader:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise self._wrong(key, f"a positive integer up to {most:,}")
+            raise self._wrong(key, f"a positive integer up to {most:,}", value)
         return value
 
     def number(self, key: str, default: float = _REQUIRED, *, above: float = -math.inf) -> float:
         """A number that float32 can hold."""
         value = self._take(key, default, "a number")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _FLOAT32_MAX:
-            raise self._wrong(key, "a finite number")
+            raise self._wrong(key, "a finite number", value)
         if value <= above:
-            raise self._wrong(key, f"a number above {above:g}")
+            raise self._wrong(key, f"a number above {above:g}", value)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._take(key, default, "true or false")
         if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
+            raise self._wrong(key, "true or false", value)
         return value
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
         value = self._take(key, default, "a string")
         if not isinstance(value, str):
-            raise self._wrong(key, "a string")
+            raise self._wrong(key, "a string", value)
         return value
 
     def numbers(self, key: str, n: int) -> tuple[float, ...]:
         value = self._take(key, _REQUIRED, f"a list of {n} numbers")
         if not isinstance(value, Sequence) or len(value) != n:
-            raise self._wrong(key, f"a list of {n} numbers")
+            raise self._wrong(key, f"a list of {n} numbers", value)
         return tuple(Reader({key: x}, self.where).number(key) for x in value)
 
     def texts(self, key: str, n: int) -> tuple[str, ...]:
         value = self._take(key, _REQUIRED, f"a list of {n} strings")
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != n:
-            raise self._wrong(key, f"a list of {n} strings")
+            raise self._wrong(key, f"a list of {n} strings", value)
         return tuple(Reader({key: x}, self.where).text(key) for x in value)
 
     def section(self, key: str) -> Reader:
         """A nested object; empty where there is none."""
         value = self._take(key, {}, "an object")
         if not isinstance(value, Mapping):
-            raise self._wrong(key, "an object")
+            raise self._wrong(key, "an object", value)
         return Reader(value, f"{self.where}: {key}")
 
     def refuse(self, key: str, reason: str) -> ConfigError:

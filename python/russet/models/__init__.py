@@ -50,6 +50,7 @@ class Family:
     def config(self, hf: Reader) -> Config:
         """The model's numbers. Raises ConfigError for a value without meaning, or beyond what russet does."""
         _refuse_what_none_can(hf)
+        _refuse_what_none_can(hf.section("text_config"))
         return self.file.config(hf.with_defaults(self.file.DEFAULTS))
 
     def sources(self, hf: Reader, config: Config) -> dict[str, Source]:
@@ -86,9 +87,7 @@ def families() -> dict[str, Family]:
 def family_of(hf: Reader) -> Family:
     """The family of a config.json; raises UnknownFamily with the nearest known name."""
     if "model_type" not in hf:
-        raise ConfigError(
-            f"{hf.where}: expected a 'model_type', found none; is it for transformers?"
-        )
+        raise ConfigError(f"{hf.where}: expected a 'model_type', found none; is it for transformers?")
     model_type = hf.text("model_type")
     known = families()
     if model_type in known:

@@ -42,7 +42,7 @@ LLAMA_LAYER: Mapping[str, Source] = {
 #: Key of config.json -> the roles it gives a bias.
 BIASES = {"attention_bias": ("q", "k", "v", "o"), "mlp_bias": ("gate", "up", "down")}
 
-MOST_LAYERS = 10_000  # far above any model: what is read below is built per layer
+MOST_LAYERS = 1_000  # far above any model; what is built for each should stay small
 MOST_WIDE = 2**20  # the widest vector the core multiplies
 
 

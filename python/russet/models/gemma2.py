@@ -44,7 +44,11 @@ LAYER = {
 
 
 def config(hf: Reader) -> Config:
-    return gemma_config(hf, layer_window=layer_windows(hf, lambda layer: layer % 2 == 0))
+    return gemma_config(
+        hf,
+        attention_softcap=softcap(hf, "attn_logit_softcapping"),
+        layer_window=layer_windows(hf, lambda layer: layer % 2 == 0),
+    )
 
 
 def sources(hf: Reader, config: Config) -> dict[str, Source]:
@@ -58,11 +62,10 @@ def gemma_config(hf: Reader, **changes: Any) -> Config:
         activation_key="hidden_activation",
         embed_scale=hf.size("hidden_size") ** 0.5,
         attention_scale=hf.number("query_pre_attn_scalar", above=0) ** -0.5,
-        attention_softcap=_softcap(hf, "attn_logit_softcapping"),
-        logits_softcap=_softcap(hf, "final_logit_softcapping"),
+        logits_softcap=softcap(hf, "final_logit_softcapping"),
         **changes,
     )
 
 
-def _softcap(hf: Reader, key: str) -> float:
+def softcap(hf: Reader, key: str) -> float:
     return hf.number(key, above=0) if key in hf else 0.0

@@ -12,7 +12,7 @@ MODEL_TYPES = ("gemma3_text",)
 DEFAULTS = gemma2.DEFAULTS | {
     "vocab_size": 262208,
     "max_position_embeddings": 131072,
-    "attn_logit_softcapping": None,
+    "attn_logit_softcapping": None,  # and whatever it says, transformers does not look
     "final_logit_softcapping": None,
     "sliding_window_pattern": 6,
     "rope_theta": 1_000_000.0,
@@ -51,7 +51,7 @@ def _ropes(hf: Reader) -> tuple[Rope, Rope]:
     if "rope_type" in parameters:
         raise hf.refuse("rope_parameters", "expected an object for each of the two layer types")
     everywhere = parameters.section("full_attention")
-    everywhere = Reader({**everywhere.values, **hf.section("rope_scaling").values}, everywhere.where)
+    everywhere = everywhere.changed(hf.section("rope_scaling").values)
     head_dim, max_ctx = head_dim_of(hf), hf.size("max_position_embeddings")
 
     def one(parameters: Reader, theta_key: str) -> Rope:

@@ -32,6 +32,7 @@ def config(hf: Reader) -> Config:
     dim = hf.size("hidden_size")
     if dim % hf.size("num_attention_heads"):
         raise hf.refuse("num_attention_heads", f"a width of {dim} cannot be cut into equal heads")
+    hf = hf.changed({"num_key_value_heads": None, "head_dim": None})  # keys of other families
     return decoder_config(
         hf,
         norm="layer",

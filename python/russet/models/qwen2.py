@@ -36,6 +36,6 @@ def sources(hf: Reader, config: Config) -> dict[str, Source]:
 def qwen_windows(hf: Reader) -> tuple[int, ...]:
     """From layer max_window_layers on, where windows are in use at all."""
     if not hf.flag("use_sliding_window", False):
-        hf = Reader({**hf.values, "sliding_window": None}, hf.where)
+        hf = hf.changed({"sliding_window": None})
     has_window, first = "sliding_window" in hf, hf.number("max_window_layers")
     return layer_windows(hf, lambda layer: has_window and layer >= first)
