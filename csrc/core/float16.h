@@ -2,6 +2,7 @@
 #pragma once
 #include <bit>
 #include <cstdint>
+#include <cstring>
 
 namespace russet {
 
@@ -28,6 +29,14 @@ inline float to_float(f16 x) {
   if (magnitude >= 0x0f800000u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x007fffffu));
   const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+}
+
+// The element at p, of any alignment: a checkpoint's tensors lie where its file has them.
+template <typename T>
+inline float float_at(const T* p) {
+  T x;
+  std::memcpy(&x, p, sizeof x);
+  return to_float(x);
 }
 
 }  // namespace russet

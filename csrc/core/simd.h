@@ -210,7 +210,7 @@ inline Vec splat(float x) {
 }
 template <typename T>
 inline Vec load(const T* p) {
-  return {to_float(*p)};
+  return {float_at(p)};
 }
 inline void store(float* p, Vec a) {
   *p = a.v;
@@ -280,7 +280,7 @@ inline Vec tanh(Vec x) {
 template <typename T>
 inline Vec load_part(const T* p, int n) {
   float lanes[Vec::width] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = to_float(p[i]);
+  for (int i = 0; i < n; ++i) lanes[i] = float_at(p + i);
   return load(lanes);
 }
 inline void store_part(float* p, Vec a, int n) {

@@ -15,7 +15,7 @@ static void matmul_ref(const MatmulArgs& a) {
       for (int r = 0; r < a.w.n_rows; ++r) {
         const T* row = static_cast<const T*>(a.w.row(r));
         double sum = 0;
-        for (int c = 0; c < a.w.n_cols; ++c) sum += double(to_float(row[c])) * double(x[c]);
+        for (int c = 0; c < a.w.n_cols; ++c) sum += double(float_at(row + c)) * double(x[c]);
         a.y[size_t(t) * a.y_stride + size_t(r)] = float(sum);
       }
     }

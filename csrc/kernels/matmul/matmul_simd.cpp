@@ -34,7 +34,7 @@ inline void pack(const T* w, size_t w_stride, int n_rows, int depth, float* pane
       float* out = panel + r;
       if (tile + r < n_rows) {
         const T* row = w + size_t(tile + r) * w_stride;
-        for (int c = 0; c < depth; ++c) out[size_t(c) * kTileRows] = to_float(row[c]);
+        for (int c = 0; c < depth; ++c) out[size_t(c) * kTileRows] = float_at(row + c);
       } else {
         for (int c = 0; c < depth; ++c) out[size_t(c) * kTileRows] = 0;
       }

@@ -10,7 +10,7 @@ static void matvec_ref(const MatvecArgs& a) {
     for (int r = 0; r < a.w.n_rows; ++r) {
       const T* row = static_cast<const T*>(a.w.row(r));
       double sum = 0;
-      for (int c = 0; c < a.w.n_cols; ++c) sum += double(to_float(row[c])) * double(a.x[c]);
+      for (int c = 0; c < a.w.n_cols; ++c) sum += double(float_at(row + c)) * double(a.x[c]);
       a.y[r] = float(sum);
     }
   });

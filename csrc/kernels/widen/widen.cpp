@@ -5,7 +5,7 @@ namespace russet {
 static void widen_ref(const WidenArgs& a) {
   with_type(a.dtype, [&]<typename T>(const T*) {
     const T* x = static_cast<const T*>(a.x);
-    for (size_t i = 0; i < a.n; ++i) a.y[i] = to_float(x[i]);
+    for (size_t i = 0; i < a.n; ++i) a.y[i] = float_at(x + i);
   });
 }
 
