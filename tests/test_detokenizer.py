@@ -206,9 +206,7 @@ def test_every_kind_of_decoder(tmp_path_factory, kind, stream_type, data):
         "wordpiece, cleaned": lambda: decoders.WordPiece(cleanup=True),
         "metaspace": lambda: decoders.Metaspace(prepend_scheme="always"),
         "bpe": lambda: decoders.BPEDecoder(suffix="</w>"),
-        "gemma": lambda: decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        ),
+        "gemma": lambda: decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
         "strip the end": lambda: decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]),
         "ctc": lambda: decoders.CTC(pad_token="a"),
         "regex after fuse": lambda: decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")]),

@@ -62,8 +62,7 @@ def render_chat(
     if field:
         if add_generation_prompt:
             raise UsageError(
-                "continue_final_message goes on with the last message, add_generation_prompt starts one; "
-                "pass only one"
+                "continue_final_message goes on with the last message, add_generation_prompt starts one; pass only one"
             )
         words = _mark(conversation[-1], field, template)
     text = render(
@@ -108,9 +107,7 @@ def _schemas(tools: Sequence[Mapping[str, Any]] | None) -> list[Any] | None:
     for tool in tools or []:
         if not isinstance(tool, Mapping):
             name = getattr(tool, "__name__", type(tool).__name__)
-            raise UsageError(
-                f"tools: expected JSON schemas, got {name}; pass the dict that describes the function"
-            )
+            raise UsageError(f"tools: expected JSON schemas, got {name}; pass the dict that describes the function")
     return None if tools is None else [_plain(tool) for tool in tools]
 
 

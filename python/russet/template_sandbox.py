@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import re
 import string
-import time
-from collections.abc import Callable, Iterable, Mapping, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, NoReturn, TypeVar
@@ -29,12 +27,20 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from russet.errors import TemplateError
+from russet.template_meter import (
+    FILTERS,
+    MAX_BITS,
+    MAX_WIDTH,
+    METER,
+    METHODS,
+    Meter,
+    TooMuch,
+    check_widths,
+    expect_growth,
+    percent_growth,
+)
 
-MAX_SECONDS = 10.0  #: for one rendering; templates in use take milliseconds
-MAX_WORDS = 1 << 26  #: for all the values one rendering makes: 512 MiB
 MAX_SOURCE = 1 << 20  #: characters of a template
-MAX_WIDTH = 10_000  #: for an integer that sets the width, count or precision of a result
-MAX_BITS = 1 << 12  #: for an integer
 
 T = TypeVar("T")
 
@@ -42,7 +48,7 @@ T = TypeVar("T")
 def render(source: str, variables: Mapping[str, Any]) -> str:
     """Raises TemplateError for a template that is broken, refuses its input or wants too much."""
     meter = Meter()
-    before = _METER.set(meter)
+    before = METER.set(meter)
     try:
         template = _compile(source)
         return meter.join(template.root_render_func(template.new_context(dict(variables))))
@@ -51,77 +57,15 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     except jinja2.TemplateSyntaxError as cause:
         raise TemplateError(f"chat template, line {cause.lineno}: {cause.message}") from cause
     except TooMuch as cause:
-        raise TemplateError(
-            f"chat template{_line(cause)}: {cause}; pass another one as chat_template"
-        ) from cause
+        raise TemplateError(f"chat template{_line(cause)}: {cause}; pass another one as chat_template") from cause
     except Exception as cause:
         raise TemplateError(f"chat template{_line(cause)}: {type(cause).__name__}: {cause}") from cause
     finally:
-        _METER.reset(before)
-
-
-class TooMuch(Exception):
-    """A template wants more than its share."""
+        METER.reset(before)
 
 
 class Refused(Exception):
     """A template called raise_exception()."""
-
-
-class Meter:
-    """What one rendering may still use."""
-
-    def __init__(self) -> None:
-        self._ends = time.monotonic() + MAX_SECONDS
-        self._words = MAX_WORDS
-        self._weights: dict[int, tuple[object, int]] = {}  # by id(); holding the object keeps the id its own
-
-    def spend(self, words: int) -> None:
-        self.expect(words)
-        self._words -= words
-        if time.monotonic() > self._ends:
-            raise TooMuch(f"ran for more than {MAX_SECONDS:g} s")
-
-    def expect(self, words: int) -> None:
-        """Something of this size is about to be made."""
-        if words > self._words:
-            raise TooMuch(f"wants more than {MAX_WORDS * 8 >> 20} MiB of text and lists")
-
-    def made(self, value: T, weight: int | None = None) -> T:
-        """Something was made: a value the template has from a call, a filter or an operator."""
-        if not isinstance(value, (list, tuple, dict)):
-            self.spend(self.weight(value))
-        elif id(value) in self._weights:
-            self.spend(1)
-        else:
-            if weight is not None:  # saves looking at every item
-                self._weights[id(value)] = value, weight
-            self.expect(self.weight(value))
-            self.spend(1 + len(value))
-        return value
-
-    def weight(self, value: object) -> int:
-        """Words of a value written out in full: more than it takes where a list holds another many times."""
-        if isinstance(value, (str, bytes)):
-            return 1 + len(value) // 8
-        if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise TooMuch(f"wants an integer of more than {MAX_BITS} bits")
-        if not isinstance(value, (list, tuple, dict)):
-            return 1
-        if id(value) not in self._weights:
-            parts = (*value.keys(), *value.values()) if isinstance(value, dict) else value
-            self._weights[id(value)] = value, 1 + sum(map(self.weight, parts))
-        return self._weights[id(value)][1]
-
-    def join(self, parts: Iterable[str]) -> str:
-        kept = []
-        for part in parts:
-            self.spend(1 + len(part) // 8)
-            kept.append(part)
-        return "".join(kept)
-
-
-_METER: ContextVar[Meter] = ContextVar("_METER")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -130,9 +74,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
-        )
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"])
         self.globals |= {
             "dict": _Dict(),
             "namespace": _Namespace,
@@ -150,14 +92,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super()._generate(metered, *args, **kwargs)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        meter = _METER.get()
+        meter = METER.get()
         subject = getattr(obj, "__self__", None)
         if isinstance(subject, (str, bytes, int)):
-            _expect_growth(_METHODS, obj.__name__, (subject, *args), kwargs)
+            expect_growth(METHODS, obj.__name__, (subject, *args), kwargs)
         return meter.made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        meter = _METER.get()
+        meter = METER.get()
         weight = None
         if operator == "+":
             weight = meter.weight(left) + meter.weight(right)
@@ -170,12 +112,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_BITS:
                 raise TooMuch(f"wants an integer of more than {MAX_BITS} bits")
         elif operator == "%" and isinstance(left, str):
-            meter.expect(_percent_growth(left, right))
+            meter.expect(percent_growth(left, right))
         return meter.made(super().call_binop(context, operator, left, right), weight)
 
     def concat(self, parts: Iterable[str]) -> str:
         """The text of a macro, a block or a {% set %}."""
-        return _METER.get().join(parts)
+        return METER.get().join(parts)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         format = super().wrap_str_format(value)
@@ -188,8 +130,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for spec in fields:
                 if "{" in spec:
                     raise SecurityError("format() with a field inside a field")
-                _check_widths(re.findall(r"\d+", spec))
-            meter = _METER.get()
+                check_widths(re.findall(r"\d+", spec))
+            meter = METER.get()
             meter.expect(len(fields) * (MAX_WIDTH // 8 + meter.weight(args) + meter.weight(kwargs)))
             return format(*args, **kwargs)
 
@@ -204,7 +146,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def concatenate(self, *values: object) -> str:
-        meter = _METER.get()
+        meter = METER.get()
         meter.expect(sum(map(meter.weight, values)))
         return "".join(map(str, values))
 
@@ -297,10 +239,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """jinja2's own escapes HTML and sorts keys."""
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-    return encoder.encode(value) if indent is None else _METER.get().join(encoder.iterencode(value))
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return encoder.encode(value) if indent is None else METER.get().join(encoder.iterencode(value))
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,84 +248,10 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
-        _expect_growth(_FILTERS, name, args[n_own:], kwargs)
-        return _METER.get().made(function(*args, **kwargs))
+        expect_growth(FILTERS, name, args[n_own:], kwargs)
+        return METER.get().made(function(*args, **kwargs))
 
     return metered
-
-
-def _expect_growth(
-    growths: Mapping[str, Callable[..., int]], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    if growth := growths.get(name):
-        try:
-            words = growth(*args, **kwargs)
-        except TypeError:  # not how it is called: it will say so itself
-            return
-        _METER.get().expect(words)
-
-
-# How many words a method or a filter may make of its arguments.
-
-
-def _padded_growth(value: object, *settings: object, **named: object) -> int:
-    meter = _METER.get()
-    largest = 1
-    for setting in (*settings, *named.values()):
-        if isinstance(setting, int):
-            _check_widths([setting])
-            largest = max(largest, setting)
-        elif isinstance(setting, (str, bytes, dict)):
-            largest = max(largest, 8 * meter.weight(setting))
-    return meter.weight(value) * largest
-
-
-def _replaced_growth(text: object, old: str, new: str, *_: object, **__: object) -> int:
-    text = text if isinstance(text, bytes) else str(text)
-    return (len(text) + text.count(old) * len(new)) // 8  # type: ignore[arg-type]
-
-
-def _joined_growth(parts: object, separator: str = "", *_: object, **__: object) -> int:
-    return _count(parts) * (1 + len(separator) // 8)
-
-
-def _summed_growth(parts: object, attribute: object = None, start: object = 0) -> int:
-    return 1 if isinstance(start, (int, float)) else _count(parts) * _METER.get().weight(parts)
-
-
-def _percent_growth(text: str, *values: object) -> int:
-    """printf's widths and precisions; those that values set are refused."""
-    fields = re.findall(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d*)(?:\.(\*|\d*))?", str(text))
-    for field in fields:
-        _check_widths(size for size in field if size)
-    weight = sum(map(_METER.get().weight, values))
-    return len(fields) * (MAX_WIDTH // 8 + weight) if any(map(any, fields)) else (1 + len(fields)) * weight
-
-
-def _check_widths(widths: Iterable[int | str]) -> None:
-    for width in widths:
-        if width == "*" or int(width) > MAX_WIDTH:
-            raise TooMuch(f"wants a width or count of {width}, above {MAX_WIDTH}")
-
-
-def _count(parts: object) -> int:
-    return len(parts) if isinstance(parts, Sized) else 1 << 20  # a generator
-
-
-_METHODS: dict[str, Callable[..., int]] = {
-    "join": lambda separator, parts: _joined_growth(parts, separator),
-    "replace": _replaced_growth,
-    **dict.fromkeys(
-        ["center", "expandtabs", "ljust", "rjust", "to_bytes", "translate", "zfill"], _padded_growth
-    ),
-}
-_FILTERS: dict[str, Callable[..., int]] = {
-    "format": _percent_growth,
-    "join": _joined_growth,
-    "replace": _replaced_growth,
-    "sum": _summed_growth,
-    **dict.fromkeys(["batch", "center", "indent", "round", "slice", "tojson", "wordwrap"], _padded_growth),
-}
 
 
 @lru_cache(maxsize=32)

@@ -8,7 +8,8 @@ from operator import index
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
-from russet.chat_template import Message, choose_template, render_chat
+from russet.chat_template import Message as Message
+from russet.chat_template import choose_template, render_chat
 from russet.detokenizer import Detokenizer, Stream
 from russet.encode_cache import CacheInfo, EncodeCache
 from russet.errors import TokenizerError, UsageError
@@ -41,9 +42,7 @@ class Vocabulary(Protocol):
 class Tokenizer:
     """The tokenizer of a model folder, with Hugging Face's meaning throughout. Threads may share it."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, files: TokenizerFiles, *, cache_capacity: int = 10_000
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, files: TokenizerFiles, *, cache_capacity: int = 10_000) -> None:
         self._vocabulary = vocabulary
         self._files = files
         self._cache = EncodeCache(cache_capacity)
@@ -83,9 +82,7 @@ class Tokenizer:
         Raises UsageError for what is not text.
         """
         if not isinstance(text, str):
-            raise UsageError(
-                f"encode: expected a str, got {type(text).__name__}; decode bytes as UTF-8 first"
-            )
+            raise UsageError(f"encode: expected a str, got {type(text).__name__}; decode bytes as UTF-8 first")
         key = (text, bool(add_special_tokens))
         if not self._cache.capacity:
             return self._encode(*key)

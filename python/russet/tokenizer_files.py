@@ -37,9 +37,7 @@ class TokenizerFiles:
     legacy: bool = False
     clean_up: bool = False
     split_special: bool = False
-    templates: dict[str, str] = field(
-        default_factory=dict
-    )  #: chat templates by name; the usual one is "default"
+    templates: dict[str, str] = field(default_factory=dict)  #: chat templates by name; the usual one is "default"
     bos_id: int | None = None  #: from generation_config.json or config.json
     eos_ids: tuple[int, ...] = ()  #: likewise
     n_model_ids: int = 0  #: rows of the model's embedding: ids it can give, with or without a token
@@ -56,11 +54,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     if "added_tokens_decoder" not in config:
         config |= _read(folder / "special_tokens_map.json")
     where = f"{folder / 'tokenizer_config.json'}"
-    names: dict[str, str | None] = {
-        key: None if value is None else token.content
-        for key, value in config.items()
-        if key.endswith("_token") and ((token := _token(value, where, key)) or value is None)
-    }
+    names: dict[str, str | None] = {}
+    for key, value in config.items():
+        if key.endswith("_token"):
+            token = _token(value, where, key)
+            if token or value is None:
+                names[key] = token.content if token else None
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(extra, dict):
         names |= {key: str(value) for key, value in extra.items()}
@@ -149,9 +148,7 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(templates, dict) and all(isinstance(text, str) for text in templates.values()):
             return templates
         if templates is not None:
-            raise TokenizerError(
-                f"{folder / name}: chat_template: expected a text, or a list of name and template"
-            )
+            raise TokenizerError(f"{folder / name}: chat_template: expected a text, or a list of name and template")
     return {}
 
 
@@ -162,9 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError) as cause:
-        raise TokenizerError(
-            f"{path}: expected JSON, got something else ({cause}); download it again"
-        ) from cause
+        raise TokenizerError(f"{path}: expected JSON, got something else ({cause}); download it again") from cause
     return _object(value, str(path))
 
 

@@ -39,9 +39,7 @@ class TokenizerJson:
         self.vocab_size = library.get_vocab_size(with_added_tokens=True)
         self.bos_id = self._named_id(files, "bos_token", files.bos_id)
         self.eos_id = self._named_id(files, "eos_token", *files.eos_ids[:1])
-        self._clean_up = (
-            files.clean_up and type(library.model).__name__ != "BPE"
-        )  # BPE keeps its spaces itself
+        self._clean_up = files.clean_up and type(library.model).__name__ != "BPE"  # BPE keeps its spaces itself
         self._decoder: Mapping[str, Any] | None = (
             json.loads(library.decoder.__getstate__()) if library.decoder else None
         )
@@ -63,9 +61,7 @@ class TokenizerJson:
         ]
         known = {token.content for token in self._library.get_added_tokens_decoder().values()}
         known |= {token.content for token in tokens}
-        tokens += [
-            AddedToken(text, special=True, normalized=False) for text in files.special if text not in known
-        ]
+        tokens += [AddedToken(text, special=True, normalized=False) for text in files.special if text not in known]
         self._library.add_tokens(tokens)
 
     def _named_id(self, files: TokenizerFiles, name: str, model_id: int | None = None) -> int | None:

@@ -67,7 +67,8 @@ class TokenizerSentencePiece:
 
     def _encode(self, text: str, at_start: bool) -> list[int]:
         prefixed = self._prefixed and (at_start or self._legacy)
-        return (self._library if prefixed else self._unprefixed).encode(text)
+        ids: list[int] = (self._library if prefixed else self._unprefixed).encode(text)
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         if self._shown.keys().isdisjoint(ids) and max(ids, default=0) < self._n_pieces:
@@ -84,10 +85,10 @@ class TokenizerSentencePiece:
         return "".join([*parts, self._decode_run(run, at_start=not parts)])
 
     def _decode_run(self, run: list[int], at_start: bool) -> str:
-        if at_start:
-            return (self._library if self._prefixed else self._unprefixed).decode(run)
-        before = self._anchor
-        return self._library.decode(before + run)[len(self._library.decode(before)) :]
+        before = [] if at_start else self._anchor
+        library = self._library if self._prefixed else self._unprefixed
+        text: str = library.decode(before + run)
+        return text[len(library.decode(before)) :]
 
     def token_to_id(self, token: str) -> int | None:
         return self._ids[token] if token in self._ids else self._piece_id(token)
