@@ -53,8 +53,6 @@ TOKENIZER_CONFIG = {
     "add_bos_token": False,
     "clean_up_tokenization_spaces": False,
     "model_max_length": CONTEXT,
-    # It never learned to converse: every message is a paragraph, and the model writes the next one.
-    "chat_template": "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}",
 }
 
 SMOKE_BOOK = "Once upon a time there was a small model. It read a page, and read it again.\n\n" * 3000
@@ -159,9 +157,7 @@ def train(books: list[str], folder: Path, n_steps: int, every: int, seed: int) -
     learn, predict = hold_out(books)
     tokenizer = train_tokenizer(learn)
     tokens, held_out = encode(tokenizer, learn), encode(tokenizer, predict)
-    bits_per_byte = (
-        len(held_out) / sum(len(text.encode()) for text in predict) / math.log(2)
-    )  # at 1 nat/token
+    bits_per_byte = len(held_out) / sum(len(text.encode()) for text in predict) / math.log(2)  # at 1 nat/token
     model = LlamaForCausalLM(CONFIG)
     model.generation_config = SAMPLING
     print(f"{model.num_parameters():,} parameters; {len(tokens):,} tokens, {len(held_out):,} more held out")
@@ -203,9 +199,7 @@ def train(books: list[str], folder: Path, n_steps: int, every: int, seed: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("books", nargs="*", type=Path, metavar="BOOK.txt", help="public-domain text, UTF-8")
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=4000, help="of 2,048 tokens each (default %(default)s)")

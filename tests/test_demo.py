@@ -119,6 +119,10 @@ def test_special_token_ids_agree(tokenizer):
     assert generation["do_sample"] is True
 
 
+def test_a_prompt_is_gone_on_with():
+    assert "chat_template" not in read_json("tokenizer_config.json")  # it would turn the prompt into a message
+
+
 @given(text=st.text())
 def test_any_text_round_trips(tokenizer, text):
     ids = tokenizer.encode(text).ids
@@ -174,9 +178,7 @@ def test_card_states_the_held_out_loss(train_demo, oracle, tokenizer):
     """Frankenstein is the one training text at hand; its end is measured again as the script does."""
     _, predict = train_demo.hold_out([(TEXTS / "en-frankenstein.txt").read_text("utf-8")])
     nats = train_demo.held_out_loss(oracle, train_demo.encode(tokenizer, predict))
-    stated = re.search(
-        r"Frankenstein alone[^0-9]*([0-9.]+) nats/token", (DEMO / "README.md").read_text("utf-8")
-    )
+    stated = re.search(r"Frankenstein alone[^0-9]*([0-9.]+) nats/token", (DEMO / "README.md").read_text("utf-8"))
     assert nats == pytest.approx(float(stated[1]), abs=2e-4)
 
 
