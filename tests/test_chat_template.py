@@ -7,10 +7,11 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+
 from russet import template_meter, template_sandbox
-from russet.chat_template import choose_template, render_chat
 from russet.errors import TemplateError, UsageError
-from russet.template_sandbox import render
+from russet.tokenizer.chat_template import choose_template, render_chat
+from russet.tokenizer.template_sandbox import render
 from text_data import data, load
 
 CHATS = ["qwen3", "phi-3-mini", "minimind"]

@@ -6,10 +6,11 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from russet.clean_up import CleanUpStream, clean_up
-from russet.detokenizer import ByteStream, GroupStream, WholeStream
+
 from russet.errors import UsageError
 from russet.tokenizer import Tokenizer
+from russet.tokenizer.clean_up import CleanUpStream, clean_up
+from russet.tokenizer.detokenizer import ByteStream, GroupStream, WholeStream
 from text_data import every_tokenizer, load, vectors
 
 TEXTS = [

@@ -3,10 +3,11 @@
 import threading
 
 import pytest
+
 from russet import encode_cache
-from russet.encode_cache import EncodeCache
 from russet.errors import UsageError
 from russet.tokenizer import Tokenizer
+from russet.tokenizer.encode_cache import EncodeCache
 from text_data import data, load
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from russet.errors import CheckpointError, TemplateError, TokenizerError, UsageError
 from russet.tokenizer import Tokenizer
 from text_data import TOKENIZERS, data, every_tokenizer, load, vectors

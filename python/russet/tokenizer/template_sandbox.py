@@ -27,7 +27,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from russet.errors import TemplateError
-from russet.template_meter import (
+from russet.tokenizer.template_meter import (
     FILTERS,
     MAX_BITS,
     MAX_WIDTH,

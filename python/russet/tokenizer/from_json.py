@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from russet.clean_up import CleanUpStream, clean_up
-from russet.detokenizer import ByteStream, GroupStream, Stream, WholeStream, find_anchor
 from russet.errors import TokenizerError
-from russet.tokenizer_files import TokenizerFiles
+from russet.tokenizer.clean_up import CleanUpStream, clean_up
+from russet.tokenizer.detokenizer import ByteStream, GroupStream, Stream, WholeStream, find_anchor
+from russet.tokenizer.files import TokenizerFiles
 
 
 class TokenizerJson:

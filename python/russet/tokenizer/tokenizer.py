@@ -8,14 +8,14 @@ from operator import index
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
-from russet.chat_template import Message as Message
-from russet.chat_template import choose_template, render_chat
-from russet.detokenizer import Detokenizer, Stream
-from russet.encode_cache import CacheInfo, EncodeCache
 from russet.errors import TokenizerError, UsageError
-from russet.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from russet.tokenizer_json import TokenizerJson
-from russet.tokenizer_sentencepiece import TokenizerSentencePiece
+from russet.tokenizer.chat_template import Message as Message
+from russet.tokenizer.chat_template import choose_template, render_chat
+from russet.tokenizer.detokenizer import Detokenizer, Stream
+from russet.tokenizer.encode_cache import CacheInfo, EncodeCache
+from russet.tokenizer.files import TokenizerFiles, read_tokenizer_files
+from russet.tokenizer.from_json import TokenizerJson
+from russet.tokenizer.from_sentencepiece import TokenizerSentencePiece
 
 #: Options of Hugging Face's apply_chat_template that would give something else than a plain list of ids.
 _REFUSED = {
@@ -25,7 +25,7 @@ _REFUSED = {
 
 
 class Vocabulary(Protocol):
-    """What a library knows: tokenizer_json and tokenizer_sentencepiece are two ways to be this."""
+    """What a library knows: from_json and from_sentencepiece are two ways to be this."""
 
     vocab_size: int
     special_ids: frozenset[int]
@@ -111,7 +111,9 @@ class Tokenizer:
             checked = [*map(index, ids)]
         except TypeError as cause:
             raise UsageError(f"decode: expected a sequence of integer ids: {cause}") from cause
-        if checked and not 0 <= min(checked) <= max(checked) < self._n_ids:
+        if not checked:
+            return ""
+        if not 0 <= min(checked) <= max(checked) < self._n_ids:
             for id in checked:
                 self._checked(id)
         return self._vocabulary.decode(checked, skip_special_tokens)

@@ -55,7 +55,7 @@ def render_chat(
 
     Raises TemplateError for a template that fails, UsageError for input that has no meaning.
     """
-    from russet.template_sandbox import render
+    from russet.tokenizer.template_sandbox import render
 
     conversation = [_with_reasoning(message) for message in _messages(messages)]
     field = "content" if continue_final_message is True else continue_final_message

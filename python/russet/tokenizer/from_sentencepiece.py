@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from russet.detokenizer import GroupStream, Stream, find_anchor
 from russet.errors import TokenizerError
-from russet.tokenizer_files import AddedToken, TokenizerFiles
+from russet.tokenizer.detokenizer import GroupStream, Stream, find_anchor
+from russet.tokenizer.files import AddedToken, TokenizerFiles
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

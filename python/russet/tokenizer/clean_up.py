@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from russet.detokenizer import Stream
+from russet.tokenizer.detokenizer import Stream
 
 _REPLACED = [
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
