@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,11 +44,12 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Runs a command in this process; stdin is no terminal."""
+    """Runs a command in this process; stdin is a pipe, or somebody who types."""
 
-    def run(*argv: object, stdin: str | bytes = "") -> Ended:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+    def run(*argv: object, stdin: str | bytes = "", typed: str | None = None) -> Ended:
+        data = stdin if isinstance(stdin, bytes) else (typed or stdin).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: typed is not None)
         code = cli.main([str(word) for word in argv])
         return Ended(code, *capsys.readouterr())
 
@@ -78,6 +81,10 @@ def chat_folder(tmp_path_factory) -> Path:
     shutil.copytree(FOLDER, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
 
 
 def start(*argv: object, **options) -> subprocess.Popen:
@@ -199,7 +206,7 @@ def test_verbose_ends_with_speeds_on_stderr(run, model):
 @pytest.mark.parametrize("system", [[], ["--system-prompt", "Be kind."]])
 def test_a_chat_template_is_used(run, prompts, chat_folder, system):
     run("generate", "-m", chat_folder, "-n", 1, "Hi", *system)
-    messages = [{"role": "user", "content": "Hi"}]
+    messages = [user("Hi")]
     if system:
         messages.insert(0, {"role": "system", "content": "Be kind."})
     assert prompts[0][0] == messages
@@ -232,6 +239,49 @@ def test_warnings_are_lines_like_others(run, tmp_path):
 
 def test_an_empty_answer_is_nothing_at_all(run):
     assert run("generate", "-m", FOLDER, "-n", 0, PROMPT) == (0, "", "")
+
+
+@pytest.fixture
+def ctrl_c_after(monkeypatch):
+    """Ctrl-C comes after so many tokens of every answer."""
+    stream = russet.Model.stream
+
+    def set_up(n_tokens: int) -> None:
+        def interrupted(self, prompt, **options):
+            yield from islice(stream(self, prompt, **options), n_tokens)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(russet.Model, "stream", interrupted)
+
+    return set_up
+
+
+def test_ctrl_c_keeps_what_came(run, model, ctrl_c_after):
+    expected = model.generate(PROMPT, max_tokens=9)
+    ctrl_c_after(9)
+    argv = ("generate", "-m", FOLDER, "-n", 50, "--ignore-chat-template", PROMPT)
+    assert run(*argv) == (130, expected + "\n", "")
+    code, out, _ = run(*argv, "--json")
+    report = json.loads(out)
+    assert (code, report["text"], report["finish_reason"]) == (130, expected, "interrupted")
+    assert report["generated_tokens"] == 9
+    assert "generated 9 tokens" in run(*argv, "--verbose").err
+
+
+def test_ctrl_c_before_the_first_token(run, ctrl_c_after):
+    ctrl_c_after(0)
+    argv = ("generate", "-m", FOLDER, PROMPT)
+    assert run(*argv, "--verbose") == (130, "", "")
+    code, out, _ = run(*argv, "--json")
+    assert (code, json.loads(out)["finish_reason"]) == (130, "interrupted")
+
+
+def test_ctrl_c_ends_a_chat_that_is_piped(run, prompts, ctrl_c_after):
+    ctrl_c_after(3)
+    code, out, _ = run("chat", "-m", FOLDER, stdin="Hi\nHi again\n")
+    assert code == 130
+    assert out.endswith("\n")
+    assert len(prompts) == 1
 
 
 # ---- errors ----
@@ -398,9 +448,9 @@ def test_chat_keeps_what_was_said(run, prompts, chat_folder):
     code, out, err = run("chat", "-m", chat_folder, "-n", 6, "--verbose", stdin="Hi\nAnd you?\n")
     (first, options), (second, _) = prompts
     assert (code, options) == (0, {"max_tokens": 6})
-    assert first == [{"role": "user", "content": "Hi"}]
+    assert first == [user("Hi")]
     answer = second[1]["content"]
-    assert second == [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "And you?"}]
+    assert second == [*first, {"role": "assistant", "content": answer}, user("And you?")]
     assert out.startswith(answer + "\n")
     assert "> " not in out
     cached = [int(line.split()[4]) for line in err.splitlines()]
@@ -423,7 +473,7 @@ def test_chat_commands(run, prompts, chat_folder):
     assert [m["role"] for m in one] == ["user"]
     assert [m["role"] for m in two] == ["system", "user", "assistant", "user"]
     assert two[0]["content"] == "You are\nan owl."
-    assert three == [{"role": "user", "content": "Three"}]
+    assert three == [user("Three")]
     assert "/rest: no such command; did you mean /reset?" in err
     assert "Ctrl-C stops an answer" in err
 
@@ -462,6 +512,47 @@ def test_a_full_context_says_what_to_do(run, chat_folder):
     code, _, err = run("chat", "-m", chat_folder, "-c", 40, "--ignore-eos", stdin="Hi\nHi\nHi\n")
     assert code == 1
     assert "do not fit n_ctx=40" in err.splitlines()[-1]
+
+
+# ---- chat, typed ----
+
+
+def test_enter_lets_a_cut_answer_go_on(run, prompts, chat_folder):
+    model = russet.load(chat_folder)
+    begun = [user("Hi"), {"role": "assistant", "content": model.generate([user("Hi")], max_tokens=4)}]
+    prompts.clear()
+    code, out, err = run("chat", "-m", chat_folder, "-n", 4, typed="\nHi\n\nBye\n")
+    (first, second, third), _ = zip(*prompts, strict=True)
+    assert (code, first) == (0, [user("Hi")])
+    assert second == model.tokenizer.apply_chat_template(begun, continue_final_message=True)
+    more = third[1]["content"].removeprefix(begun[1]["content"])
+    assert third == [user("Hi"), {"role": "assistant", "content": begun[1]["content"] + more}, user("Bye")]
+    assert out.startswith(f"{begun[1]['content']}\n{more}\n")
+    assert err.count("Enter lets it go on") == 3
+
+
+def test_a_message_without_an_answer_is_not_kept(run, prompts, ctrl_c_after, chat_folder):
+    ctrl_c_after(0)
+    code, out, err = run("chat", "-m", chat_folder, typed="Hi\n\nHo\n")
+    assert (code, out) == (0, "")
+    assert [prompt for prompt, _ in prompts] == [[user("Hi")], [user("Ho")]]
+    assert err.count("stopped before there was an answer; the message is not kept") == 2
+
+
+def test_an_error_takes_the_message_back_and_goes_on(run, prompts, chat_folder):
+    code, out, err = run("chat", "-m", chat_folder, "-c", 40, "-n", 1, typed=f"{PROMPT * 9}\nHi\n/quit\n")
+    assert code == 0
+    assert "do not fit n_ctx=40" in err
+    assert "/reset forgets what was said" in err
+    assert prompts[1][0] == [user("Hi")]
+    assert out
+
+
+def test_the_prompt_is_no_part_of_the_answers(run, chat_folder):
+    answers = run("chat", "-m", chat_folder, "-n", 3, stdin="Hi\n").out
+    code, out, err = run("chat", "-m", chat_folder, "-n", 3, typed="Hi\n")
+    assert (code, out) == (0, answers)
+    assert err.count("> ") == 2
 
 
 # ---- doctor ----
@@ -518,17 +609,6 @@ def test_ctrl_c_keeps_the_text_and_gives_130():
     assert b"Traceback" not in err
 
 
-def test_ctrl_c_still_reports():
-    child = start("generate", PROMPT, *ENDLESS, "--json")
-    child.stderr.readline()  # the demo's notice, before it is loaded
-    time.sleep(1.5)
-    child.send_signal(signal.SIGINT)
-    out, _ = child.communicate(timeout=60)
-    assert child.returncode == 130
-    if out:  # else the machine is so busy that nothing had begun
-        assert json.loads(out)["finish_reason"] == "interrupted"
-
-
 def test_a_closed_pipe_ends_it_quietly():
     child = start("generate", PROMPT, *ENDLESS)
     assert child.stdout.read(5)
@@ -554,12 +634,12 @@ def test_a_piped_prompt():
 class Terminal:
     """A command that runs in a terminal of its own, and somebody who types."""
 
-    def __init__(self, *argv: object) -> None:
+    def __init__(self, *argv: object, kind: str = "dumb") -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the child of fork() runs another program at once
             self.pid, self._fd = pty.fork()
         if self.pid == 0:
-            os.environ |= {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+            os.environ |= {"TERM": kind, "COLUMNS": "100", "LINES": "30"}
             os.execv(sys.executable, [*RUSSET, *map(str, argv)])
         self.shown = ""
 
@@ -570,7 +650,8 @@ class Terminal:
         """What is shown from here on, up to and with the text."""
         deadline = time.monotonic() + 60
         while text not in self.shown:
-            assert time.monotonic() < deadline, self.shown
+            ready, _, _ = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"expected {text!r}, got {self.shown!r}"
             self.shown += os.read(self._fd, 4096).decode(errors="replace")
         end = self.shown.index(text) + len(text)
         before, self.shown = self.shown[:end], self.shown[end:]
@@ -589,8 +670,8 @@ class Terminal:
 def terminal() -> Iterator[type[Terminal]]:
     opened = []
 
-    def open_terminal(*argv: object) -> Terminal:
-        opened.append(Terminal(*argv))
+    def open_terminal(*argv: object, **options: str) -> Terminal:
+        opened.append(Terminal(*argv, **options))
         return opened[-1]
 
     yield open_terminal
@@ -637,7 +718,7 @@ def test_an_error_in_a_terminal_does_not_end_the_chat(terminal, chat_folder):
 
 
 def test_generate_in_a_terminal_shows_a_spinner_and_needs_a_prompt(terminal):
-    generate = terminal("generate", "-m", FOLDER, "-n", "3", "hi")
+    generate = terminal("generate", "-m", FOLDER, "-n", "3", "hi", kind="xterm")
     generate.wait_for("loading")
     generate.wait_for("reading the prompt")
     assert generate.end() == 0

@@ -309,6 +309,17 @@ def test_a_model_too_large_for_the_memory_is_told(folder):
     assert found.memory.total_bytes > found.memory.available_bytes == 1000
 
 
+def test_a_context_longer_than_the_positions_learned_is_told(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import tiny_models
+
+    tiny_models.make_case(tmp_path, "gpt2", 0)
+    shutil.copy(DEMO / "tokenizer.json", tmp_path)
+    assert inspect(tmp_path, n_ctx=160).loads
+    assert "160 positions, got 161" in inspect(tmp_path, n_ctx=161).problems[0]
+
+
 def test_a_path_that_is_no_folder_is_an_error(folder, tmp_path):
     with pytest.raises(russet.CheckpointError, match="no such folder"):
         inspect(tmp_path / "nowhere")

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from russet import memory
-from russet.backends.cpu import CpuBackend
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import CheckpointError, ConfigError, RussetError, UsageError, WeightsError
 from russet.hub import resolve
+from russet.model import load
 from russet.models import family_of
 from russet.options import options_of
 from russet.safetensors import Tensor, read_json_object, read_safetensors, weight_files
@@ -162,15 +162,15 @@ def inspect(
             sources = family.sources(hf, config)
             if tensors:
                 tensor_report = _tensor_report(tensors, sources, config, family.IGNORED)
-                if tensor_report.fit:  # the core has the last word
-                    CpuBackend(config, bind(tensors, sources, config, ignored=family.IGNORED), threads=1)
     if config:
         n_bytes = sum(file.n_bytes or 0 for file in files)
         memory_report = _memory_report(config, n_bytes, n_ctx, max_memory, problems)
     with problems.noted():
         tokenizer = _tokenizer_report(folder)
-    if checkpoint:
-        with problems.noted():
+    with problems.noted():
+        if tensor_report and tensor_report.fit and not problems:
+            load(folder, n_ctx=n_ctx, max_memory=max_memory)  # has the last word
+        elif checkpoint:  # load() would not come so far
             options_of(Reader(checkpoint.generation_config, str(folder / "generation_config.json")))
     model_type = hf.values.get("model_type")
     return Inspection(

@@ -81,9 +81,16 @@ class Chat:
         while True:
             try:
                 message = read_message()
-                if message is None or split_command(message) == ("quit", ""):
+                command = message and split_command(message)
+                if message is None or (command and command[0] == "quit"):
                     break
-                self._take(message)
+                if command:
+                    self._obey(*command)
+                elif message.strip():
+                    self._context.say(message)
+                    self._answer()
+                elif self._cut and self._interactive:
+                    self._answer()
             except KeyboardInterrupt:
                 if not self._interactive:
                     raise
@@ -96,16 +103,6 @@ class Chat:
         if self._interactive and message is None:
             print(file=sys.stderr)  # Ctrl-D ends no line
         return 0
-
-    def _take(self, message: str) -> None:
-        command = split_command(message)
-        if command:
-            self._obey(*command)
-        elif message.strip():
-            self._context.say(message)
-            self._answer()
-        elif self._cut and self._interactive:
-            self._answer()
 
     def _obey(self, name: str, rest: str) -> None:
         if name == "reset":
@@ -126,15 +123,18 @@ class Chat:
 
     def _answer(self) -> None:
         answer = take(self._model.stream(self._context.prompt(), **self._options), show=True)
+        last = answer.last
+        is_full = last is not None and last.prompt_tokens + last.generated_tokens >= self._model.n_ctx
         if answer.text:
             self._context.heard(answer.text)
-        if self._verbose and answer.last:
-            say(statistics(self._model, answer.last))
+            self._cut = answer.finish_reason != "stop" and not is_full
+        if self._verbose and last:
+            say(statistics(self._model, last))
         if answer.interrupted and not self._interactive:
             raise KeyboardInterrupt
-        is_full = answer.last and answer.last.prompt_tokens + answer.last.generated_tokens >= self._model.n_ctx
-        self._cut = bool(answer.text) and answer.finish_reason != "stop" and not is_full
         if is_full:
             say(f"the context of {self._model.n_ctx:,} tokens is full; /reset forgets what was said")
+        elif answer.interrupted and not answer.text:
+            say("stopped before there was an answer; the message is not kept")
         elif self._cut and self._interactive:
             say("Enter lets it go on")
