@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 import russet
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -6,9 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-import russet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import russet
 from russet import UsageError
 
 PROMPT = "Once upon a time there was"

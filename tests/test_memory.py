@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from russet import NotEnoughMemory, UsageError, memory
 
 GB = 10**9

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+
 from russet import GenerateOptions, UsageError
 from russet.config import Reader
 from russet.options import options_of

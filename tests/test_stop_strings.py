@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from russet.stop_strings import StopStrings
 
 texts = st.text(alphabet="ab🐶", max_size=30)
