@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from russet import encode_cache
+from russet.tokenizer import encode_cache
 from russet.errors import UsageError
 from russet.tokenizer import Tokenizer
 from russet.tokenizer.encode_cache import EncodeCache
