@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from russet.config import Config, Reader
 from russet.errors import ConfigError, UnknownFamily
 from russet.models import families, family_of
 from tiny_models import BASE, CASES, LINEAR, YARN, hf_config, longrope, older_style, read_config
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STORIES = Path(__file__).resolve().parents[2] / "shared/data/weights/stories260K/hf"
@@ -208,7 +209,14 @@ REFUSED = {
     ),
     "part of a head": (
         "llama", {"partial_rotary_factor": 1, "rope_parameters": {"partial_rotary_factor": 0.5}},
-        "rope_parameters: partial_rotary_factor=0.5: this family rotates whole heads",
+        "rope_parameters: partial_rotary_factor: expected 1, as this family rotates whole heads, got 0.5",
+    ),
+    "part of a head, older style": (
+        "llama", {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor: expected 1, as this family rotates whole heads, got 0.5",
+    ),
+    "more than a head": (
+        "phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor: expected at most 1, got 1.5",
     ),
     "odd head": ("llama", {"head_dim": 7}, "config.json: rope_parameters: cannot rotate 7 of 7 in pairs"),
     "two ropes": (

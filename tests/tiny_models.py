@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
 from russet.backends.cpu import CpuBackend
 from russet.checkpoint import open_checkpoint
 from russet.config import Config, Reader
 from russet.models import family_of
 from russet.weights import bind
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
 
 logging.disable_progress_bar()
 

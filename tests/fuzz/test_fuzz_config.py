@@ -9,6 +9,7 @@ import tracemalloc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from russet.config import Config, Reader
 from russet.errors import RussetError
 from russet.models import families, family_of

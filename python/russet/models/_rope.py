@@ -20,12 +20,14 @@ def rope_of(
     head_dim: int,
     *,
     theta_key: str = "rope_theta",
-    partial_key: str = "",
+    part_key: str = "partial_rotary_factor",
+    rotates_parts: bool = False,
     renamed: Mapping[str, str] | None = None,
 ) -> Rope:
     """The one rope of a config.json, in today's style (rope_parameters) or the older (rope_scaling).
 
-    partial_key: says which part of a head is rotated, in families that may rotate less than all of it
+    theta_key, part_key: where the older style has the base, and which part of a head is rotated
+    rotates_parts: whether the family can rotate less than all of a head
     renamed: kinds that the family has another name for
     """
     parameters = hf.section("rope_scaling")
@@ -44,7 +46,8 @@ def rope_of(
             parameters.size("original_max_position_embeddings", max_ctx),
         ),
         theta=hf.number(theta_key, 10000.0),
-        rotated_part=hf.number(partial_key, 1.0) if partial_key else None,
+        part=hf.number(part_key, 1.0),
+        rotates_parts=rotates_parts,
         renamed=renamed,
     )
 
@@ -56,13 +59,15 @@ def rope(
     *,
     original_ctx: int,
     theta: float,
-    rotated_part: float | None = None,
+    part: float = 1.0,
+    rotates_parts: bool = False,
     renamed: Mapping[str, str] | None = None,
 ) -> Rope:
     """The rope that `parameters` describe; what they leave out is given by the other arguments."""
-    part = parameters.number("partial_rotary_factor", 1.0 if rotated_part is None else rotated_part, above=0)
-    if part > 1 or (part < 1 and rotated_part is None):
-        raise parameters.refuse("partial_rotary_factor", "this family rotates whole heads")
+    part = parameters.number("partial_rotary_factor", part, above=0)
+    if part > 1 or (part < 1 and not rotates_parts):
+        expected = "at most 1" if rotates_parts else "1, as this family rotates whole heads"
+        raise ConfigError(f"{parameters.where}: partial_rotary_factor: expected {expected}, got {part:g}")
     kind_key = "rope_type" if "rope_type" in parameters else "type"
     kind = parameters.text(kind_key, "default")
     kind = (renamed or {}).get(kind, kind)

@@ -38,7 +38,7 @@ def config(hf: Reader) -> Config:
         norm="layer",
         norm_eps_key="layer_norm_eps",
         parallel_residual=hf.flag("use_parallel_residual", True),
-        ropes=(rope_of(hf, head_dim_of(hf), theta_key="rotary_emb_base", partial_key="rotary_pct"),),
+        ropes=(rope_of(hf, head_dim_of(hf), theta_key="rotary_emb_base", part_key="rotary_pct", rotates_parts=True),),
     )
 
 

@@ -33,7 +33,7 @@ def config(hf: Reader) -> Config:
     has_window = "sliding_window" in hf
     return decoder_config(
         hf,
-        ropes=(rope_of(hf, head_dim_of(hf), partial_key="partial_rotary_factor", renamed=longrope),),
+        ropes=(rope_of(hf, head_dim_of(hf), rotates_parts=True, renamed=longrope),),
         layer_window=layer_windows(hf, lambda layer: has_window),
     )
 
