@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
+
 import reference
 from kernels import DTYPES, assert_close, stored, sum_bound
 from russet import _core
 from russet.errors import UsageError
 
 THREADS = (1, 2, 3, 7)
-# 1 to 4 tokens go through matvec, more through matmul.
-TOKENS = (1, 2, 4, 5, 33)
+# 1 to 32 tokens go through matvec, more through matmul.
+TOKENS = (1, 2, 32, 33, 70)
 # Rows are cut at multiples of 16 and gated 512 at a time.
 ROWS = (1, 15, 16, 17, 100, 513, 1100)
 
@@ -76,7 +77,7 @@ def test_norm_gate_matches_numpy(dtype, n_tokens, n_rows, activation):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n_tokens", [1, 2, 4])
+@pytest.mark.parametrize("n_tokens", [1, 5, 32])
 @pytest.mark.parametrize("n_rows", ROWS)
 def test_decode_gives_the_same_bits_for_any_number_of_threads(dtype, n_tokens, n_rows):
     x, norm_w, w, up, _, _ = case(np.random.default_rng(n_rows), n_tokens, n_rows, 99, dtype)

@@ -54,12 +54,12 @@ py::dict variants() {
 
 Array<float> run_matvec(const std::string& variant, const py::tuple& w, const Array<float>& x) {
   const View view = view_of(w);
-  check(x.size() == view.n_cols, ErrorKind::usage, "matvec: x has the wrong length");
-  Array<float> y(view.n_rows);
-  float* out = y.mutable_data();
+  check(x.ndim() == 2 && x.shape(1) == view.n_cols, ErrorKind::usage, "matvec: x has the wrong shape");
+  Array<float> y({x.shape(0), py::ssize_t(view.n_rows)});
+  const MatvecArgs args{view, x.data(), y.mutable_data(), int(x.shape(0)), size_t(view.n_rows)};
   MatvecFn* run = find(matvec_variants(view.dtype), variant);
   const py::gil_scoped_release release;
-  run({view, x.data(), out});
+  run(args);
   return y;
 }
 

@@ -16,10 +16,6 @@ def widen(stored: np.ndarray, dtype: str) -> np.ndarray:
     return stored.astype(np.float32)
 
 
-def matvec(w: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return w.astype(np.float64) @ x.astype(np.float64)
-
-
 def matmul(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) @ w.astype(np.float64).T
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from russet.config import Config
-from russet.weights import Weights
 
 from reference.ops import attention, gate, layer_norm, matmul, rms_norm, rope, widen
+from russet.config import Config
+from russet.weights import Weights
 
 
 def forward(c: Config, weights: Weights, tokens: list[int]) -> np.ndarray:

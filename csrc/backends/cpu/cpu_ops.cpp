@@ -13,10 +13,12 @@
 
 namespace russet {
 
-// Up to this many tokens the weights go through matvec, a few rows at a time and all tokens over them while
-// they are in the L1 cache; above it through matmul. Measured: benchmarks/kernels.py --crossover.
-static constexpr int kFewTokens = 4;
-static constexpr int kFewRows = 16;
+// Up to this many tokens the weights go through matvec, above it through matmul. Measured:
+// benchmarks/kernels.py --crossover.
+static constexpr int kFewTokens = 32;
+
+// Up to this many tokens one thread is done with the small operations before others would have begun.
+static constexpr int kSerialTokens = 4;
 
 // Rows whose results are kept in scratch between a product and what is fused behind it.
 static constexpr int kBlockRows = 512;
@@ -108,14 +110,8 @@ const float* CpuOps::normed_once(const NormWeights& n, const float* x, int n_tok
 // y[t * y_stride + r - begin] = linear(x[t])[r] for r in [begin, end)
 static void linear_rows(const Linear& linear, int begin, int end, const float* x, int n_tokens, float* y,
                         size_t y_stride, float* scratch) {
-  const size_t n_inputs = size_t(linear.n_inputs());
-  if (n_tokens == 1) {
-    matvec({linear.w.rows(begin, end), x, y});
-  } else if (n_tokens <= kFewTokens) {
-    for (int r = begin; r < end; r += kFewRows)
-      for (int t = 0; t < n_tokens; ++t)
-        matvec({linear.w.rows(r, std::min(r + kFewRows, end)), x + size_t(t) * n_inputs,
-                y + size_t(t) * y_stride + size_t(r - begin)});
+  if (n_tokens <= kFewTokens) {
+    matvec({linear.w.rows(begin, end), x, y, n_tokens, y_stride});
   } else {
     matmul({x, linear.w.rows(begin, end), y, n_tokens, y_stride, scratch});
   }
@@ -198,7 +194,7 @@ void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm,
     apply_norm(post_norm, whole + at, end - begin, whole + at);
     add_scaled(x + at, whole + at, scale, size_t(end - begin) * dim);
   };
-  parallel(n_tokens <= kFewTokens ? 1 : n_threads_, norm_and_add);
+  parallel(n_tokens <= kSerialTokens ? 1 : n_threads_, norm_and_add);
 }
 
 void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear& head, const float* x,
@@ -319,7 +315,7 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, fl
     std::copy_n(kt, kv_floats, cache.k(layer) + row);
     std::copy_n(v + t * kv_floats, kv_floats, cache.v(layer) + row);
   };
-  parallel(batch.n_tokens() <= kFewTokens ? 1 : n_threads_, [&](Share share) {
+  parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(batch.n_tokens());
     for (int t = begin; t < end; ++t) one_token(size_t(t));
   });

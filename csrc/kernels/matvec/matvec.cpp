@@ -7,19 +7,28 @@ namespace russet {
 // Sums in double: the fast variants are measured against this.
 static void matvec_ref(const MatvecArgs& a) {
   with_type(a.w.dtype, [&]<typename T>(const T*) {
-    for (int r = 0; r < a.w.n_rows; ++r) {
-      const T* row = static_cast<const T*>(a.w.row(r));
-      double sum = 0;
-      for (int c = 0; c < a.w.n_cols; ++c) sum += double(float_at(row + c)) * double(a.x[c]);
-      a.y[r] = float(sum);
+    for (int t = 0; t < a.n_tokens; ++t) {
+      const float* x = a.x + size_t(t) * size_t(a.w.n_cols);
+      for (int r = 0; r < a.w.n_rows; ++r) {
+        const T* row = static_cast<const T*>(a.w.row(r));
+        double sum = 0;
+        for (int c = 0; c < a.w.n_cols; ++c) sum += double(float_at(row + c)) * double(x[c]);
+        a.y[size_t(t) * a.y_stride + size_t(r)] = float(sum);
+      }
     }
   });
 }
 
 #if defined(RUSSET_BLAS)
 static void matvec_blas(const MatvecArgs& a) {
-  cblas_sgemv(kBlasRowMajor, kBlasNoTrans, a.w.n_rows, a.w.n_cols, 1.0f, static_cast<const float*>(a.w.data),
-              a.w.n_cols, a.x, 1, 0.0f, a.y, 1);
+  const float* w = static_cast<const float*>(a.w.data);
+  const int n_rows = a.w.n_rows, n_cols = a.w.n_cols;
+  if (a.n_tokens == 1) {
+    cblas_sgemv(kBlasRowMajor, kBlasNoTrans, n_rows, n_cols, 1.0f, w, n_cols, a.x, 1, 0.0f, a.y, 1);
+  } else {
+    cblas_sgemm(kBlasRowMajor, kBlasNoTrans, kBlasTrans, a.n_tokens, n_rows, n_cols, 1.0f, a.x, n_cols, w,
+                n_cols, 0.0f, a.y, int(a.y_stride));
+  }
 }
 #endif
 
