@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from russet import _core
 
 U = 2.0**-24  #: the relative rounding error of one float32 operation

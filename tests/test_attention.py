@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference
 from kernels import U, all_variants, assert_close, sum_bound
 from russet import _core

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference.transformer
 from random_model import random_config, random_weights
 from russet import _core

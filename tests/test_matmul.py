@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference
 from kernels import all_weight_variants, assert_close, misaligned, stored, sum_bound
 from russet import _core

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from random_model import random_config, random_weights
 from russet import _core
 from russet.backends.cpu import CpuBackend

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference
 from kernels import U, all_variants, assert_close
 from russet import _core

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from russet import _core
 from russet.errors import NumericalError
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference
 from kernels import DTYPES, all_variants, misaligned
 from russet import _core
