@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 import russet
 from conftest import SHARED_DATA
 from russet import cli
@@ -34,6 +35,12 @@ TEMPLATE = (
 )
 ENDLESS = ("--ignore-eos", "--n-ctx", "100000", "--max-tokens", "90000")  # minutes: the demo was made for 512 tokens
 RUSSET = [sys.executable, "-m", "russet"]
+
+
+@pytest.fixture(autouse=True)
+def buffered_output(monkeypatch):
+    """As users have it: what is not flushed is not seen."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 class Ended(NamedTuple):
@@ -218,11 +225,12 @@ def test_a_chat_template_can_be_ignored(run, prompts, chat_folder):
 
 
 def test_without_a_model_the_demo_answers_and_says_so(run):
-    code, out, err = run("generate", "-n", 8, PROMPT)
-    assert code == 0
-    assert len(out.split()) > 2
-    assert err.startswith("russet: no model given: using the built-in demo")
-    assert err.count("\n") == 1
+    for _ in range(2):
+        code, out, err = run("generate", "-n", 8, PROMPT)
+        assert code == 0
+        assert len(out.split()) > 2
+        assert err.startswith("russet: no model given: using the built-in demo")
+        assert err.count("\n") == 1
 
 
 def test_warnings_are_lines_like_others(run, tmp_path):
@@ -453,9 +461,19 @@ def test_chat_keeps_what_was_said(run, prompts, chat_folder):
     assert second == [*first, {"role": "assistant", "content": answer}, user("And you?")]
     assert out.startswith(answer + "\n")
     assert "> " not in out
-    cached = [int(line.split()[4]) for line in err.splitlines()]
-    assert cached[0] == 0
-    assert cached[1] > 5  # the first message and most of its answer are not computed again
+    first, second = n_cached(err)
+    assert first == 0
+    assert second > 5  # the first message and most of its answer are not computed again
+
+
+def n_cached(err: str) -> list[int]:
+    """Of the lines of --verbose."""
+    return [int(line.split()[4]) for line in err.splitlines() if " cached" in line]
+
+
+def test_reset_forgets_the_cache_too(run, chat_folder):
+    err = run("chat", "-m", chat_folder, "-n", 2, "--verbose", stdin="Hi\n/reset\nHi\n").err
+    assert n_cached(err) == [0, 0]
 
 
 def test_chat_gives_the_text_of_generate(run, model, chat_folder):
@@ -540,12 +558,21 @@ def test_a_message_without_an_answer_is_not_kept(run, prompts, ctrl_c_after, cha
 
 
 def test_an_error_takes_the_message_back_and_goes_on(run, prompts, chat_folder):
-    code, out, err = run("chat", "-m", chat_folder, "-c", 40, "-n", 1, typed=f"{PROMPT * 9}\nHi\n/quit\n")
+    code, out, err = run("chat", "-m", chat_folder, "-c", 40, "-n", 2, typed=f"{PROMPT * 9}\nHi\n/quit\n")
     assert code == 0
     assert "do not fit n_ctx=40" in err
     assert "/reset forgets what was said" in err
     assert prompts[1][0] == [user("Hi")]
-    assert out
+    assert out == russet.load(chat_folder).generate([user("Hi")], max_tokens=2) + "\n"
+
+
+def test_after_an_error_the_last_answer_can_still_go_on(run, prompts, chat_folder):
+    assert run("chat", "-m", chat_folder, "-c", 40, "-n", 2, typed=f"Hi\n{PROMPT * 9}\n\n").code == 0
+    (first, failed, more), _ = zip(*prompts, strict=True)
+    assert first == [user("Hi")]
+    assert failed[-1] == user(PROMPT * 9)
+    assert isinstance(more[0], int)  # ids, that end inside the first answer
+    assert len(more) <= 40
 
 
 def test_the_prompt_is_no_part_of_the_answers(run, chat_folder):
@@ -600,7 +627,8 @@ def test_doctor_finds_a_missing_package(run, monkeypatch):
 
 def test_ctrl_c_keeps_the_text_and_gives_130():
     child = start("generate", PROMPT, *ENDLESS)
-    first = child.stdout.read(20)  # it streams: there is text long before the end
+    first = child.stdout.read(20)  # it streams: there is text long before the end, and not in large blocks
+    assert len(child.stdout.peek()) < 2000
     child.send_signal(signal.SIGINT)
     rest, err = child.communicate(timeout=60)
     assert child.returncode == 130
@@ -615,6 +643,14 @@ def test_a_closed_pipe_ends_it_quietly():
     child.stdout.close()
     assert child.wait(60) == 141
     assert child.stderr.read().decode().splitlines()[1:] == []  # the demo's notice alone
+
+
+def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "模型")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*RUSSET, "inspect", tmp_path / "模型"], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"/??" in done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
 import russet
 from russet import cli
 from russet.inspection import Inspection, inspect, read_bytes_per_token
 from russet.model import DEMO
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 CONFIG = {
     "model_type": "llama",
@@ -302,10 +303,29 @@ def test_faults_do_not_hide_each_other(folder):
     assert found.n_parameters > 0
 
 
+def test_a_tokenizer_does_not_hide_the_generation_config(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": -1}')
+    tokenizer, temperature = inspect(folder).problems
+    assert "no tokenizer" in tokenizer
+    assert "temperature" in temperature
+
+
+def test_the_index_decides_between_two_of_a_name(folder):
+    into_shards(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    name = next(name for name, shard in index.items() if shard == "model-1.safetensors")
+    tensors = load_file(folder / "model-2.safetensors")
+    save_file(tensors | {name: np.zeros((1, 1), np.float32)}, folder / "model-2.safetensors")
+    assert inspect(folder).loads
+    assert error_of_load(folder) is None
+
+
 def test_a_model_too_large_for_the_memory_is_told(folder):
     found = inspect(folder, max_memory="1kB")
     assert not found.loads
     assert found.problems[0].startswith("weights ")
+    assert found.memory.n_ctx == 128
     assert found.memory.total_bytes > found.memory.available_bytes == 1000
 
 
