@@ -26,17 +26,18 @@ constexpr int kDepth = 512;                          // 12 token rows of 2 KiB: 
 constexpr int kRows = (96 / kTileRows) * kTileRows;  // 96 x 512 floats: 192 KiB of L2
 static_assert(size_t(kRows) * kDepth <= kMatmulScratchFloats);
 
-// panel[tile][c][r]: the rows of one tile lie side by side; rows past the end are zero.
+// panel[tile][c][r]: the rows of one tile lie side by side; rows past the end are zero. Written straight
+// through, read from as many rows at once: the other way round every store would miss the L1 cache.
 template <typename T>
 inline void pack(const T* w, size_t w_stride, int n_rows, int depth, float* panel) {
-  for (int tile = 0; tile < n_rows; tile += kTileRows, panel += size_t(kTileRows) * size_t(depth)) {
-    for (int r = 0; r < kTileRows; ++r) {
-      float* out = panel + r;
-      if (tile + r < n_rows) {
-        const T* row = w + size_t(tile + r) * w_stride;
-        for (int c = 0; c < depth; ++c) out[size_t(c) * kTileRows] = float_at(row + c);
+  for (int tile = 0; tile < n_rows; tile += kTileRows) {
+    const int n = std::min(kTileRows, n_rows - tile);
+    for (int c = 0; c < depth; ++c, panel += kTileRows) {
+      const T* column = w + size_t(tile) * w_stride + c;
+      if (n == kTileRows) {
+        for (int r = 0; r < kTileRows; ++r) panel[r] = float_at(column + size_t(r) * w_stride);
       } else {
-        for (int c = 0; c < depth; ++c) out[size_t(c) * kTileRows] = 0;
+        for (int r = 0; r < kTileRows; ++r) panel[r] = r < n ? float_at(column + size_t(r) * w_stride) : 0.0f;
       }
     }
   }
