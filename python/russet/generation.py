@@ -82,7 +82,7 @@ class Conversation:
         most = min(len(self._tokens), len(prompt) - 1)  # the last one is computed, for its logits
         while n_shared < most and self._tokens[n_shared] == prompt[n_shared]:
             n_shared += 1
-        if self._rope_of(len(self._tokens)) != self._rope_of(len(prompt)):
+        if not self._rotated_alike(len(self._tokens), len(prompt)):
             n_shared = 0
         self.rewind(n_shared)
         return n_shared
@@ -109,10 +109,10 @@ class Conversation:
     def _long_rope(self, length: int) -> bool:
         return any(rope.long_inv_freq and length > rope.original_ctx for rope in self._ropes)
 
-    def _rope_of(self, length: int) -> int:
-        """Equal for two lengths of text whose keys are rotated alike."""
-        grown = any(rope.dynamic_factor and length > rope.original_ctx for rope in self._ropes)
-        return length if grown else -int(self._long_rope(length))
+    def _rotated_alike(self, length: int, other: int) -> bool:
+        """Whether the keys of two texts of these lengths are rotated by the same frequencies."""
+        grown = any(rope.dynamic_factor and max(length, other) > rope.original_ctx for rope in self._ropes)
+        return not grown and self._long_rope(length) == self._long_rope(other)
 
 
 def generate(
