@@ -1,10 +1,8 @@
 """GenerateOptions: what is accepted, what is refused and how."""
 
-import warnings
-
 import pytest
 
-from russet import GenerateOptions, UsageError
+from russet import ConfigError, GenerateOptions, UsageError
 from russet.config import Reader
 from russet.options import options_of
 
@@ -64,9 +62,13 @@ def test_generation_config_can_switch_top_k_off(top_k):
     assert options_of(Reader({"do_sample": True, "top_k": top_k})).top_k == 0
 
 
-def test_settings_russet_lacks_are_named_not_ignored():
-    with pytest.warns(UserWarning, match="no_repeat_ngram_size not supported"):
-        options_of(Reader({"no_repeat_ngram_size": 3}, "generation_config.json"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        options_of(Reader({"no_repeat_ngram_size": 0, "num_beams": 1}))
+def test_settings_russet_lacks_are_named_not_ignored(caplog):
+    options_of(Reader({"no_repeat_ngram_size": 0, "num_beams": 1}, "generation_config.json"))
+    assert caplog.text == ""
+    options_of(Reader({"no_repeat_ngram_size": 3}, "generation_config.json"))
+    assert "generation_config.json: no_repeat_ngram_size not supported, left out" in caplog.text
+
+
+def test_a_bad_value_in_generation_config_names_the_file():
+    with pytest.raises(ConfigError, match=r"generation_config.json: temperature: expected 0 or more, got -1"):
+        options_of(Reader({"do_sample": True, "temperature": -1}, "generation_config.json"))

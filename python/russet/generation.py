@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -123,7 +123,7 @@ def generate(
     detokenizer: TextStream,
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
-) -> Iterator[Piece]:
+) -> Generator[Piece]:
     """Compute the prompt, then token by token; one piece each. `diagnose` says which weight is damaged, if one is."""
     start = time.perf_counter()
     if not options.use_cache:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import index
 from pathlib import Path
@@ -144,7 +144,7 @@ class Model:
             messages = [{"role": "user", "content": messages}]
         return self.generate(messages, **options)
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> Generator[Piece]:
         """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
 
         Bad input is refused here, before the first piece is asked for. Raises as generate() does.
@@ -158,7 +158,7 @@ class Model:
             detokenizer = Continuation(self.tokenizer, ids)
         return self._stream(ids, chosen, detokenizer)
 
-    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: TextStream) -> Iterator[Piece]:
+    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: TextStream) -> Generator[Piece]:
         with self._conversation() as conversation:
             yield from generate(
                 conversation,

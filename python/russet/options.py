@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from russet.errors import UsageError
+from russet.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from russet.config import Reader
+
+
+_log = logging.getLogger("russet")
 
 
 class GenerateKeywords(TypedDict, total=False):
@@ -127,11 +130,12 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def options_of(hf: Reader) -> GenerateOptions:
     """The defaults a model brings in generation_config.json, with transformers' meaning: greedy unless do_sample.
 
-    Warns about settings that would change the text and that russet does not have.
+    Logs a warning about settings that would change the text and that russet does not have. Raises ConfigError on a
+    value without meaning.
     """
     ignored = [k for k, neutral in _UNSUPPORTED.items() if k in hf and hf.values[k] not in neutral]
     if ignored:
-        warnings.warn(f"{hf.where}: {', '.join(ignored)} not supported, left out", stacklevel=3)
+        _log.warning("%s: %s not supported, left out", hf.where, ", ".join(ignored))
     changes: dict[str, Any] = {}
     if "max_new_tokens" in hf:
         changes["max_tokens"] = hf.size("max_new_tokens")
@@ -145,4 +149,7 @@ def options_of(hf: Reader) -> GenerateOptions:
             "top_p": hf.number("top_p", 1.0),
             "min_p": hf.number("min_p", 0.0),
         }
-    return GenerateOptions(**changes)
+    try:
+        return GenerateOptions(**changes)
+    except UsageError as error:
+        raise ConfigError(f"{hf.where}: {error}") from error
