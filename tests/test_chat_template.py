@@ -8,8 +8,8 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from russet import template_meter, template_sandbox
 from russet.errors import TemplateError, UsageError
+from russet.tokenizer import template_meter, template_sandbox
 from russet.tokenizer.chat_template import choose_template, render_chat
 from russet.tokenizer.template_sandbox import render
 from text_data import data, load
