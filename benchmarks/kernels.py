@@ -28,6 +28,7 @@ from russet import _core
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
 DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM = 1024, 16, 8, 128, 3072  # Qwen3-0.6B
+N_TOKENS, N_CALLS = 4, 100  #: in cache: tokens in a call, so that the call itself is a small part; calls in a round
 
 
 def main() -> None:
@@ -101,19 +102,20 @@ def others_in_cache(rounds: int) -> None:
     """norm, rope, gate, widen and attention; GB/s counts every byte read or written once."""
     kernels, rng = _core.kernels, np.random.default_rng(0)
     n_keys = 1024
-    x, w = rng.normal(size=(2, 1, DIM)).astype(np.float32)
-    heads = rng.normal(size=(N_HEADS + N_KV_HEADS, HEAD_DIM)).astype(np.float32)
+    x, w = rng.normal(size=(N_TOKENS, DIM)).astype(np.float32), np.ones(DIM, np.float32)
+    heads = rng.normal(size=(N_TOKENS * (N_HEADS + N_KV_HEADS), HEAD_DIM)).astype(np.float32)
     cos, sin = rng.normal(size=(2, HEAD_DIM // 2)).astype(np.float32)
-    gate, up = rng.normal(size=(2, FFN_DIM)).astype(np.float32)
+    gate, up = rng.normal(size=(2, N_TOKENS * FFN_DIM)).astype(np.float32)
     q = rng.normal(size=(N_HEADS // N_KV_HEADS, HEAD_DIM)).astype(np.float32)
     k, v = rng.normal(size=(2, n_keys, HEAD_DIM)).astype(np.float32)
-    stored = weights("bf16", 96, DIM)
+    stored = weights("bf16", N_TOKENS, DIM)
     pos = [n_keys - 1] * len(q)
     cases: dict[str, tuple[str, int, Callable[[str], object]]] = {
-        "norm": (f"{DIM}", 12 * DIM, lambda name: kernels.norm(name, _core.NormKind.rms, x, w[0])),
+        "norm": (f"{N_TOKENS} x {DIM}", 2 * x.nbytes, lambda name: kernels.norm(name, _core.NormKind.rms, x, w)),
         "rope": (f"{len(heads)} heads", 2 * heads.nbytes, lambda name: kernels.rope(name, heads, cos, sin)),
-        "gate": (f"{FFN_DIM}", 12 * FFN_DIM, lambda name: kernels.gate(name, _core.Activation.silu, gate, up)),
-        "widen": (f"bf16, 96 x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
+        "gate": (f"{gate.size}", 3 * gate.nbytes, lambda name: kernels.gate(name, _core.Activation.silu, gate, up)),
+        "widen bf16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
+        "widen f16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "f16"))),
         "attention": (
             f"{len(q)} queries, {n_keys} keys",
             k.nbytes + v.nbytes,
@@ -122,17 +124,17 @@ def others_in_cache(rounds: int) -> None:
     }
     table = Table("kernel", "size", "variant", "us", "GB/s", "times ref")
     for op, (size, n_bytes, run) in cases.items():
-        seconds = interleaved({name: repeated(run, name, 50) for name in variants(op)}, rounds, time.thread_time)
+        seconds = interleaved({name: repeated(run, name) for name in variants(op.split()[0])}, rounds, time.thread_time)
         for name, times in seconds.items():
             ratio = [r / s for r, s in zip(seconds["ref"], times, strict=True)]
-            microseconds = [s / 50 * 1e6 for s in times]
+            microseconds = [s / N_CALLS * 1e6 for s in times]
             rate = [n_bytes / us / 1e3 for us in microseconds]
             table.row(op, size, name, spread(microseconds), spread(rate), spread(ratio))
     table.print()
 
 
-def repeated(run: Callable[[str], object], name: str, n: int) -> Callable[[], object]:
-    return lambda: [run(name) for _ in range(n)]
+def repeated(run: Callable[[str], object], name: str) -> Callable[[], object]:
+    return lambda: [run(name) for _ in range(N_CALLS)]
 
 
 def crossover(megabytes: int, rounds: int, plot: str | None) -> None:

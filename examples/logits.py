@@ -6,6 +6,7 @@ python examples/logits.py [MODEL]      MODEL: a folder or hub id; the built-in d
 import sys
 
 import numpy as np
+
 import russet
 
 model = russet.load(*sys.argv[1:2])

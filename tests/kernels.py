@@ -19,8 +19,7 @@ def all_variants(op: str) -> list:
         return pytest.mark.skipif(not runs_here, reason=f"{op} {name}: not on this chip")
 
     return [
-        pytest.param(name, marks=skip_unless(runs_here, name))
-        for name, runs_here, _ in _core.kernels.variants()[op]
+        pytest.param(name, marks=skip_unless(runs_here, name)) for name, runs_here, _ in _core.kernels.variants()[op]
     ]
 
 

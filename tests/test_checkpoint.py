@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from russet.checkpoint import open_checkpoint
 from russet.errors import CheckpointError, ConfigError, WeightsError
 

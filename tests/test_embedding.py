@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 import russet
 
 HOST = Path(__file__).with_name("embed_host.c")

@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from russet.tokenizer import encode_cache
 from russet.errors import UsageError
-from russet.tokenizer import Tokenizer
+from russet.tokenizer import Tokenizer, encode_cache
 from russet.tokenizer.encode_cache import EncodeCache
 from text_data import data, load
 

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from russet.checkpoint import open_checkpoint
 from russet.errors import CheckpointError, HubError
 from russet.hub import resolve

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+
 from russet.errors import CheckpointError
 from russet.safetensors import (
     MAX_JSON_BYTES,

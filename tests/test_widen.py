@@ -14,9 +14,7 @@ QUIET = np.uint32(0x00400000)
 def same_bits(actual, expected):
     """Bit-equal, but for signalling f16 NaNs: x86's conversion makes them quiet, ours in C++ need not."""
     a, e = actual.view(np.uint32), np.ascontiguousarray(expected).view(np.uint32)
-    np.testing.assert_array_equal(
-        np.where(np.isnan(actual), a | QUIET, a), np.where(np.isnan(expected), e | QUIET, e)
-    )
+    np.testing.assert_array_equal(np.where(np.isnan(actual), a | QUIET, a), np.where(np.isnan(expected), e | QUIET, e))
 
 
 @pytest.mark.parametrize("variant", all_variants("widen"))

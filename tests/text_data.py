@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from russet.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

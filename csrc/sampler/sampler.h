@@ -1,10 +1,10 @@
 // Sampler: logits -> token.
 //
-// In this order, each step optional: lower the logits of tokens seen so far by repetition_penalty (positive ones divided,
-// negative ones multiplied; Keskar et al., arXiv 1909.05858); keep the top_k likeliest, keep the smallest set whose probability
-// reaches top_p (Holtzman et al., arXiv 1904.09751), keep those at least min_p times as likely as the
-// likeliest (Nguyen et al., arXiv 2407.01082), all after the temperature; then draw. Temperature 0 takes the
-// likeliest, the lowest id on a tie.
+// In this order, each step optional: lower the logits of tokens seen so far by repetition_penalty (positive
+// ones divided, negative ones multiplied; Keskar et al., arXiv 1909.05858); keep the top_k likeliest, keep
+// the smallest set whose probability reaches top_p (Holtzman et al., arXiv 1904.09751), keep those at least
+// min_p times as likely as the likeliest (Nguyen et al., arXiv 2407.01082), all after the temperature; then
+// draw. Temperature 0 takes the likeliest, the lowest id on a tie.
 #pragma once
 #include <cstdint>
 #include <span>

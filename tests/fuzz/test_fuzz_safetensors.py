@@ -9,6 +9,7 @@ import pytest
 import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from russet.checkpoint import open_checkpoint
 from russet.errors import CheckpointError
 from russet.safetensors import NUMPY_DTYPES, read_metadata, read_safetensors

@@ -18,9 +18,7 @@ class Session(Protocol):
         """Tokens the cache holds."""
         ...
 
-    def forward(
-        self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0
-    ) -> np.ndarray[Any, Any]:
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
         """Append tokens; return logits [1, vocab_size] f32 of the last one, or [n_tokens, vocab_size] of all.
 
         `text_length` is the length of the whole text these tokens are part of, where it is already known: some ropes

@@ -58,9 +58,7 @@ class CpuSession:
     def n_tokens(self) -> int:
         return self.cache.n_tokens
 
-    def forward(
-        self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0
-    ) -> np.ndarray[Any, Any]:
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
         return self.backend.forward_one(self.cache, tokens, text_length, all_logits)
 
     def rewind(self, n_tokens: int) -> None:
