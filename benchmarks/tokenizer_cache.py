@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("--english", type=Path, required=True, help="text file")
     parser.add_argument("--chinese", type=Path, required=True, help="text file")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="two rounds, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="two rounds of few passages, to see that it runs")
     parser.add_argument("--plot", metavar="FILE.png")
     args = parser.parse_args()
-    rounds = 2 if args.quick else args.rounds
+    rounds, n_passages = (2, 10) if args.quick else (args.rounds, N_PASSAGES)
 
     cached = Tokenizer.from_pretrained(args.tokenizer)
     uncached = Tokenizer.from_pretrained(args.tokenizer, cache_capacity=0)
@@ -42,7 +42,7 @@ def main() -> None:
         text = file.read_text(encoding="utf-8")
         for length in LENGTHS:
             for times in (10, 1):
-                passages = _passages(text, length, times)
+                passages = _passages(text, length, n_passages, times)
 
                 def with_cache(text: str = text, passages: list[slice] = passages) -> None:
                     cached.cache_clear()
@@ -76,10 +76,10 @@ def main() -> None:
         plot_bars(args.plot, title="encode(), each passage 10 times", ylabel="us per call", groups=groups, bars=bars)
 
 
-def _passages(text: str, length: int, times: int) -> list[slice]:
+def _passages(text: str, length: int, n_passages: int, times: int) -> list[slice]:
     """Every one `times` times, in random order. Slices: a text from outside is a new object each time."""
     draw = random.Random(0)
-    starts = [draw.randrange(len(text) - length) for _ in range(N_PASSAGES)] * times
+    starts = [draw.randrange(len(text) - length) for _ in range(n_passages)] * times
     draw.shuffle(starts)
     return [slice(start, start + length) for start in starts]
 
