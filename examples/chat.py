@@ -11,10 +11,13 @@ model = russet.load(*sys.argv[1:2])
 messages = []
 for question in ("Good morning!", "Where do you live?"):
     messages.append({"role": "user", "content": question})
+    # The demo has no chat template: it goes on with the words alone.
+    words = "\n\n".join(message["content"] for message in messages)
+    prompt = messages if model.tokenizer.has_chat_template else words + "\n\n"
     print("you:  ", question)
     print("model:", end=" ")
     answer = ""
-    for piece in model.stream(messages, max_tokens=40, seed=1):
+    for piece in model.stream(prompt, max_tokens=40, seed=1):
         answer += piece.text
         print(piece.text, end="", flush=True)
     messages.append({"role": "assistant", "content": answer})
