@@ -1,10 +1,14 @@
 """What several test files need: the shared data, and the models that come with it or with the package."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 import russet
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and with them every process they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

