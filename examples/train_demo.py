@@ -113,7 +113,7 @@ def held_out_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
 class Muon(torch.optim.Optimizer):
     """Momentum made near-orthogonal by Newton-Schulz steps; scaled so that AdamW's learning rate serves both.
 
-    For the layers' matrices. 150 steps bring the held-out loss to 4.59 nats, AdamW alone to 5.35.
+    For the layers' matrices. On 4 MB of novels 150 steps brought the held-out loss to 4.59 nats, AdamW alone to 5.35.
     """
 
     def __init__(self, matrices: list[torch.nn.Parameter]) -> None:

@@ -24,17 +24,20 @@ static void relax() {
 #endif
 }
 
-// Regions of one forward pass follow each other within microseconds, so a thread that waits spins a little
+// Regions of one forward pass follow each other within microseconds, so a thread that waits looks for a while
 // before it sleeps: long enough to bridge the serial parts of a decode step, short enough to give the core
-// back when the caller goes off to do something else.
-static constexpr int kSpins = 4000;
+// back when the caller goes off to do something else. After the first looks it lets others run in between: on
+// a busy machine the one it waits for may be queueing for this very core (docs/performance.md).
+static constexpr int kPauses = 100, kYields = 400;
 
 template <typename Done>
 static void wait_until(std::atomic<unsigned>& word, Done done) {
   unsigned seen = word.load(std::memory_order_acquire);
-  for (int spin = 0; !done(seen); ++spin) {
-    if (spin < kSpins) {
+  for (int look = 0; !done(seen); ++look) {
+    if (look < kPauses) {
       relax();
+    } else if (look < kPauses + kYields) {
+      std::this_thread::yield();
     } else {
       word.wait(seen, std::memory_order_acquire);
     }
