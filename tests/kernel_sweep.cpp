@@ -108,18 +108,21 @@ void sweep(const std::string& op, std::span<const Variant<Fn>> table, Cases case
 void sweep_matvec(DType dtype) {
   sweep(std::string("matvec ") + name_of(dtype), matvec_variants(dtype),
         [&](auto run, auto ref, Worst& worst) {
-          for (const int n_rows : {1, 3, 7, 8, 9, 17})
-            for (const int n_cols : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1023}) {
-              const Weights w(dtype, n_rows, n_cols);
-              const Floats x = normal(size_t(n_cols));
-              Floats y(size_t(n_rows), NAN), expected = y;
-              run({w.view(), x.data(), y.data()});
-              ref({w.view(), x.data(), expected.data()});
-              for (int r = 0; r < n_rows; ++r) {
-                const double size = product_size(w, r, x.data());
-                worst.see(y[size_t(r)], expected[size_t(r)], sum_bound(n_cols) * size);
+          for (const int n_tokens : {1, 2, 3, 4, 7})
+            for (const int n_rows : {1, 3, 7, 8, 9, 17, 37})
+              for (const int n_cols : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1023}) {
+                const Weights w(dtype, n_rows, n_cols);
+                const Floats x = normal(size_t(n_tokens * n_cols));
+                const size_t stride = size_t(n_rows) + 3;
+                Floats y(size_t(n_tokens) * stride - 3, 7), expected = y;
+                run({w.view(), x.data(), y.data(), n_tokens, stride});
+                ref({w.view(), x.data(), expected.data(), n_tokens, stride});
+                for (size_t i = 0; i < y.size(); ++i) {  // what lies between the rows stays as it was
+                  const int t = int(i / stride), r = int(i % stride);
+                  const double size = r < n_rows ? product_size(w, r, x.data() + t * n_cols) : 0;
+                  worst.see(y[i], expected[i], sum_bound(n_cols) * size);
+                }
               }
-            }
         });
 }
 
