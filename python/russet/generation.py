@@ -142,6 +142,7 @@ def generate(
     )
     stops = StopStrings(options.stop)
     text = list(prompt)
+    seen: Sequence[int] = text if options.repetition_penalty != 1 else ()  # else nobody asks what was said
     logits = conversation.append(prompt[n_cached:])
     first = now = time.perf_counter()
 
@@ -162,7 +163,7 @@ def generate(
         return
     for n in range(1, n_most + 1):
         try:
-            token = sampler.sample(logits, text)
+            token = sampler.sample(logits, seen)
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
         now = time.perf_counter()

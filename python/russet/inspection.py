@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from russet.models import family_of
 from russet.options import options_of
 from russet.safetensors import Tensor, read_json_object, read_safetensors, weight_files
 from russet.tokenizer import Tokenizer
-from russet.weights import Source, bind
+from russet.weights import Source, bind, extra_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +238,7 @@ def _tensor_report(
                 wrong.append(str(error))
         else:
             missing.append(source.name)
-    known = {name for source in sources.values() for name in source.names}
-    extra = [name for name in tensors if name not in known and not any(re.fullmatch(p, name) for p in ignored)]
+    extra = extra_tensors(tensors, sources, ignored)
     return TensorReport(missing=tuple(dict.fromkeys(missing)), extra=tuple(extra), wrong=tuple(dict.fromkeys(wrong)))
 
 

@@ -67,10 +67,6 @@ def load(
     hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
     family = family_of(hf)
     config = family.config(hf)
-    sources = family.sources(hf, config)
-    weights = bind(checkpoint.tensors, sources, config, ignored=getattr(family, "IGNORED", ()), strict=strict)
-    tokenizer = Tokenizer.from_pretrained(checkpoint.path)
-    defaults = options_of(Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json")))
     n_ctx = memory.choose_n_ctx(
         weight_bytes=checkpoint.n_bytes,
         bytes_per_token=config.cache_bytes_per_token,
@@ -80,6 +76,10 @@ def load(
     )
     if not config.ropes and n_ctx > config.max_ctx:
         raise UsageError(f"n_ctx: this model learned {config.max_ctx} positions, got {n_ctx}")
+    sources = family.sources(hf, config)
+    weights = bind(checkpoint.tensors, sources, config, ignored=family.IGNORED, strict=strict)
+    tokenizer = Tokenizer.from_pretrained(checkpoint.path)
+    defaults = options_of(Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json")))
     return Model(
         config=config,
         tokenizer=tokenizer,

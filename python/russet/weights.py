@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,7 @@ def bind(
             weights[role] = _take(tensors[name], source, _shape_of(role, shapes), config)
         elif not source.optional:
             raise WeightsError(f"{source.name}: missing; a {config.family} model needs it")
-    known = {name for source in sources.values() for name in source.names}
-    extra = [n for n in tensors if n not in known and not any(re.fullmatch(p, n) for p in ignored)]
+    extra = extra_tensors(tensors, sources, ignored)
     if strict and extra:
         raise WeightsError(
             f"{extra[0]}: a {config.family} model has no such tensor"
@@ -94,6 +93,12 @@ def bind(
             + "; load with strict=False to leave it out"
         )
     return weights
+
+
+def extra_tensors(tensors: Mapping[str, Tensor], sources: Mapping[str, Source], ignored: Collection[str]) -> list[str]:
+    """Names that no source asks for and no pattern of `ignored` matches."""
+    known = {name for source in sources.values() for name in source.names}
+    return [n for n in tensors if n not in known and not any(re.fullmatch(p, n) for p in ignored)]
 
 
 def _shape_of(role: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
