@@ -76,8 +76,11 @@ def test_scalar_isa_leaves_only_the_references():
 def test_an_isa_is_a_ceiling(isa):
     report = probe(RUSSET_ISA=isa)
     assert report["features"][-1] == isa
-    assert active(report, "matvec") == [isa]
-    assert active(report, "attention") == [isa]
+    vectors = {"dotprod": "neon", "i8mm": "neon", "vnni": "avx512", "amx": "avx512"}.get(isa, isa)
+    assert active(report, "matvec") == [vectors]
+    assert active(report, "attention") == [vectors]
+    dots = {"neon": "ref", "avx512": "avx2"}.get(isa, isa)
+    assert active(report, "qmatmul") == [dots]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,11 @@ def test_several_may_be_forced():
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("RUSSET_ISA", "avx9", "RUSSET_ISA: expected scalar, neon, avx2 or avx512, got 'avx9'"),
+        (
+            "RUSSET_ISA",
+            "avx9",
+            "RUSSET_ISA: expected scalar, neon, dotprod, i8mm, avx2, avx512, vnni or amx, got 'avx9'",
+        ),
         ("RUSSET_VARIANT", "matmul", r"RUSSET_VARIANT: expected op=name[,op=name], got 'matmul'"),
         ("RUSSET_VARIANT", "norm=ref,,", r"RUSSET_VARIANT: expected op=name[,op=name], got 'norm=ref,,'"),
         ("RUSSET_VARIANT", "matmul=fastest", "RUSSET_VARIANT: matmul has no variant 'fastest' on this machine"),

@@ -23,7 +23,8 @@ struct Ops {
   virtual Activations activations(int n_tokens) = 0;
 
   // x[t] = table[tokens[t]] * scale + positions[pos(t)]; positions may be absent
-  virtual void embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) = 0;
+  virtual void embed(const Batch& batch, const Matrix& table, float scale, const View& positions,
+                     float* x) = 0;
 
   // outputs[i] = weights[i](norm(x)): one norm, read by all of them; without a norm x goes in as it is
   struct LinearOut {

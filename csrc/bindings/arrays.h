@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/view.h"
+#include "weights/weights.h"
 
 namespace russet {
 
@@ -32,6 +33,48 @@ inline View view_of(const pybind11::handle& tensor) {
   check(array.shape(0) <= INT32_MAX && array.shape(1) <= INT32_MAX, ErrorKind::weights,
         "a matrix is too large");
   return {array.data(), dtype, int(array.shape(0)), int(array.shape(1))};
+}
+
+// Affine groups in Python's hands: memory that holds them packed, and what is in it.
+struct PackedMatrix {
+  pybind11::object memory;
+  Packed view;
+};
+
+// MLX's arrays -> view: codes uint32 [n_rows, n_cols * bits / 32], scales and biases [n_rows, n_groups] of
+// dtype.
+inline Affine affine_of(const pybind11::array& codes, const pybind11::array& scales,
+                        const pybind11::array& biases, const std::string& dtype, int bits, int group_size) {
+  check((bits == 4 || bits == 8) && (group_size == 32 || group_size == 64 || group_size == 128),
+        ErrorKind::weights, "affine groups: expected 4 or 8 bits in groups of 32, 64 or 128, got ", bits,
+        " in groups of ", group_size);
+  const auto is = [](const pybind11::array& a, size_t size) {
+    return a.ndim() == 2 && (a.flags() & pybind11::array::c_style) && size_t(a.itemsize()) == size;
+  };
+  const DType type = dtype_of(dtype);
+  check(is(codes, 4) && is(scales, size_of(type)) && is(biases, size_of(type)), ErrorKind::weights,
+        "affine groups: expected contiguous matrices: codes of uint32, scales and biases of ", dtype);
+  const pybind11::ssize_t n_cols = codes.shape(1) * 32 / bits, n_groups = n_cols / group_size;
+  check(codes.shape(0) >= 1 && codes.shape(0) <= INT32_MAX && n_cols >= 1 && n_cols <= INT32_MAX / 2 &&
+            n_cols % group_size == 0 && scales.shape(0) == codes.shape(0) && scales.shape(1) == n_groups &&
+            biases.shape(0) == codes.shape(0) && biases.shape(1) == n_groups,
+        ErrorKind::weights, "affine groups: codes [", codes.shape(0), ", ", codes.shape(1), "], scales [",
+        scales.shape(0), ", ", scales.shape(1), "] and biases [", biases.shape(0), ", ", biases.shape(1),
+        "] disagree at ", bits, " bits in groups of ", group_size);
+  return {static_cast<const uint8_t*>(codes.data()),
+          scales.data(),
+          biases.data(),
+          type,
+          int(codes.shape(0)),
+          int(n_cols),
+          bits,
+          group_size};
+}
+
+// A matrix in one of its two forms: (array, dtype name) or a PackedMatrix.
+inline Matrix matrix_of(const pybind11::handle& tensor) {
+  if (pybind11::isinstance<PackedMatrix>(tensor)) return {{}, tensor.cast<const PackedMatrix&>().view};
+  return {view_of(tensor), {}};
 }
 
 }  // namespace russet

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "backends/cpu/cpu_ops.h"
 #include "bindings/arrays.h"
+#include "core/buffer.h"
 #include "core/check.h"
 #include "core/cpu.h"
 #include "core/parallel.h"
@@ -74,7 +76,7 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
   };
   const auto set_linear = [&](Linear& linear) {
     if (!is_bias) {
-      linear.w = view_of(tensor);
+      linear.w = matrix_of(tensor);
       return;
     }
     int dim = 0;
@@ -97,7 +99,7 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
     for (const auto& [n, member] : linears)
       if (name == n) return set_linear(layer->*member);
   } else {
-    if (name == "embed") return void(weights.embed = view_of(tensor));
+    if (name == "embed") return void(weights.embed = matrix_of(tensor));
     if (name == "positions") return void(weights.positions = view_of(tensor));
     if (name == "head") return set_linear(weights.head);
     if (name == "final_norm") return set_norm(weights.final_norm);
@@ -105,8 +107,24 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
   fail(ErrorKind::weights, "no weight has the role '", role, "'");
 }
 
-// tensors: role -> (array, dtype). Matrices in f32, f16 or bf16 (as uint16), vectors in f32. A head that is
-// not there is the embedding. Weights come before their biases, as a dict keeps its order.
+// Packs MLX's arrays into `memory`, or into memory of its own.
+PackedMatrix make_packed(const py::array& codes, const py::array& scales, const py::array& biases,
+                         const std::string& dtype, int bits, int group_size, int n_threads) {
+  const Affine affine = affine_of(codes, scales, biases, dtype, bits, group_size);
+  PackedMatrix packed;
+  const bool symmetric = is_symmetric(affine);
+  const size_t n_bytes =
+      packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric);
+  auto memory = std::make_unique<Buffer>(n_bytes);
+  char* bytes = memory->bytes();
+  packed.memory = py::capsule(memory.release(), [](void* owned) { delete static_cast<Buffer*>(owned); });
+  const py::gil_scoped_release release;
+  packed.view = pack(affine, symmetric, bytes, n_threads);
+  return packed;
+}
+
+// tensors: role -> (array, dtype) or PackedMatrix. Matrices in f32, f16 or bf16 (as uint16), vectors in f32.
+// A head that is not there is the embedding. Weights come before their biases, as a dict keeps its order.
 Model make_model(const Config& config, const py::dict& tensors) {
   Model model{config, {}, {}};
   model.weights.layers.resize(size_t(config.n_layers));
@@ -114,7 +132,7 @@ Model make_model(const Config& config, const py::dict& tensors) {
     set_weight(model.weights, py::cast<std::string>(role), tensor);
     model.owners.push_back(py::reinterpret_borrow<py::object>(tensor));
   }
-  if (!model.weights.head.w) model.weights.head.w = model.weights.embed;
+  if (!model.weights.head) model.weights.head.w = model.weights.embed;
   check_weights(model.config, model.weights);
   return model;
 }
@@ -162,9 +180,9 @@ struct Cpu {
   }
 
   // The fused operations alone, for tests and benchmarks.
-  Array<float> norm_linear(const py::object& norm_w, const py::object& norm_bias, const py::tuple& w,
+  Array<float> norm_linear(const py::object& norm_w, const py::object& norm_bias, const py::object& w,
                            const Array<float>& x) {
-    const Linear linear{view_of(w)};
+    const Linear linear{matrix_of(w)};
     const NormWeights norm = norm_of(norm_w, norm_bias);
     check_product(x, norm, linear);
     Array<float> y({x.shape(0), py::ssize_t(linear.n_outputs())});
@@ -177,10 +195,10 @@ struct Cpu {
     return y;
   }
 
-  Array<float> norm_gate(const py::object& norm_w, const py::object& norm_bias, const py::tuple& gate,
+  Array<float> norm_gate(const py::object& norm_w, const py::object& norm_bias, const py::object& gate,
                          const py::object& up, const Array<float>& x) {
-    const Linear gate_linear{view_of(gate)};
-    const Linear up_linear = up.is_none() ? Linear{} : Linear{view_of(up)};
+    const Linear gate_linear{matrix_of(gate)};
+    const Linear up_linear = up.is_none() ? Linear{} : Linear{matrix_of(up)};
     const NormWeights norm = norm_of(norm_w, norm_bias);
     check_product(x, norm, gate_linear);
     check(!up_linear || (up_linear.n_outputs() == gate_linear.n_outputs() &&
@@ -273,6 +291,21 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Model>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))
       .def_readonly("config", &Model::config);
+
+  py::class_<PackedMatrix>(m, "PackedMatrix")
+      .def(py::init(&make_packed), py::arg("codes"), py::arg("scales"), py::arg("biases"), py::arg("dtype"),
+           py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1)
+      .def_property_readonly("n_rows", [](const PackedMatrix& p) { return p.view.n_rows; })
+      .def_property_readonly("n_cols", [](const PackedMatrix& p) { return p.view.n_cols; })
+      .def_property_readonly("bits", [](const PackedMatrix& p) { return p.view.bits; })
+      .def_property_readonly("group_size", [](const PackedMatrix& p) { return p.view.group_size; })
+      .def_property_readonly("symmetric", [](const PackedMatrix& p) { return !p.view.biases; })
+      .def("row", [](const PackedMatrix& p, int row) {
+        check(row >= 0 && row < p.view.n_rows, ErrorKind::usage, "row: expected 0 to ", p.view.n_rows - 1);
+        Array<float> y(p.view.n_cols);
+        unpack_row(p.view, row, y.mutable_data());
+        return y;
+      });
 
   py::class_<KvCache>(m, "KvCache")
       .def(py::init([](const Model& model, int n_ctx) { return KvCache(model.config, n_ctx); }),

@@ -10,6 +10,8 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
 #include "kernels/norm/norm.h"
+#include "kernels/qmatmul/qmatmul.h"
+#include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
 #include "kernels/widen/widen.h"
 
@@ -44,6 +46,8 @@ py::dict variants() {
   tables["matvec"] = describe("matvec", matvec_variants(DType::bf16));
   tables["matvec_f32"] = describe("matvec_f32", matvec_variants(DType::f32));
   tables["matmul"] = describe("matmul", matmul_variants());
+  tables["quantize"] = describe("quantize", quantize_variants());
+  tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
@@ -73,6 +77,39 @@ Array<float> run_matmul(const std::string& variant, const py::tuple& w, const Ar
   static thread_local const Buffer scratch(kMatmulScratchFloats * sizeof(float));
   const MatmulArgs args{x.data(),        view, y.mutable_data(), int(x.shape(0)), size_t(view.n_rows),
                         scratch.floats()};
+  const py::gil_scoped_release release;
+  run(args);
+  return y;
+}
+
+// x [n_tokens, n_cols] -> codes, scales, sums
+py::tuple run_quantize(const std::string& variant, const Array<float>& x, int group_size) {
+  check(x.ndim() == 2 && group_size >= 16 && group_size % 16 == 0 && x.shape(1) % group_size == 0,
+        ErrorKind::usage, "quantize: expected x [n_tokens, n_cols] of whole groups");
+  Array<int8_t> codes({x.shape(0), x.shape(1)});
+  Array<float> scales({x.shape(0), x.shape(1) / group_size});
+  Array<int32_t> sums({x.shape(0), x.shape(1) / group_size});
+  find(quantize_variants(), variant)({x.data(), codes.mutable_data(), scales.mutable_data(),
+                                      sums.mutable_data(), int(x.shape(0)), int(x.shape(1)), group_size});
+  return py::make_tuple(codes, scales, sums);
+}
+
+Array<float> run_qmatmul(const std::string& variant, const PackedMatrix& w, const Array<int8_t>& codes,
+                         const Array<float>& scales, const Array<int32_t>& sums) {
+  const auto is = [&](const auto& a, int width) {
+    return a.ndim() == 2 && a.shape(0) == codes.shape(0) && a.shape(1) == width;
+  };
+  check(is(codes, w.view.n_cols) && is(scales, w.view.n_groups()) && is(sums, w.view.n_groups()),
+        ErrorKind::usage, "qmatmul: x has the wrong shape");
+  Array<float> y({codes.shape(0), py::ssize_t(w.view.n_rows)});
+  QmatmulFn* run = find(qmatmul_variants(), variant);
+  static thread_local const Buffer scratch(kQmatmulScratchBytes);
+  const QmatmulArgs args{w.view,
+                         {codes.data(), scales.data(), sums.data()},
+                         y.mutable_data(),
+                         int(codes.shape(0)),
+                         size_t(w.view.n_rows),
+                         reinterpret_cast<uint8_t*>(scratch.bytes())};
   const py::gil_scoped_release release;
   run(args);
   return y;
@@ -153,6 +190,9 @@ void bind_kernels(py::module_& m) {
   kernels.def("variants", &variants, "op -> [(name, runs here, is the one used)]");
   kernels.def("matvec", &run_matvec, py::arg("variant"), py::arg("w"), py::arg("x"));
   kernels.def("matmul", &run_matmul, py::arg("variant"), py::arg("w"), py::arg("x"));
+  kernels.def("quantize", &run_quantize, py::arg("variant"), py::arg("x"), py::arg("group_size"));
+  kernels.def("qmatmul", &run_qmatmul, py::arg("variant"), py::arg("w"), py::arg("codes"), py::arg("scales"),
+              py::arg("sums"));
   kernels.def("norm", &run_norm, py::arg("variant"), py::arg("kind"), py::arg("x"), py::arg("w"),
               py::arg("bias") = py::none(), py::arg("eps") = 1e-5f);
   kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));

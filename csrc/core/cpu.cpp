@@ -17,34 +17,84 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace russet {
 
+namespace {
+
+struct Isa {
+  const char* name;
+  unsigned feature;
+};
+
+}  // namespace
+
+// From the least to the most; a chip has the first few of one of the two.
+static constexpr Isa kIsas[] = {
+    {"neon", kNeon},     {"dotprod", kDotprod}, {"i8mm", kI8mm}, {"avx2", kAvx2},
+    {"avx512", kAvx512}, {"vnni", kVnni},       {"amx", kAmx},
+};
+
+#if defined(__x86_64__)
+// The registers of AMX are large, so Linux gives them only to a process that asks.
+static bool amx_is_granted() {
+#if defined(__linux__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // CPUID.7.0:EDX
+  if ((edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 static unsigned detected_features() {
-#if defined(__aarch64__)
-  return kNeon;  // part of the base architecture
-#elif defined(__x86_64__)
   unsigned features = kBaseline;
+#if defined(__aarch64__)
+  features |= kNeon;  // part of the base architecture
+#if defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  if (has("hw.optional.arm.FEAT_DotProd")) features |= kDotprod;
+  if (has("hw.optional.arm.FEAT_I8MM")) features |= kI8mm;
+#elif defined(__linux__)
+  if (getauxval(AT_HWCAP) & (1ul << 20)) features |= kDotprod;  // HWCAP_ASIMDDP
+  if (getauxval(AT_HWCAP2) & (1ul << 13)) features |= kI8mm;    // HWCAP2_I8MM
+#endif
+#elif defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     features |= kAvx2;
   if ((features & kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
     features |= kAvx512;
-  return features;
-#else
-  return kBaseline;
+  if ((features & kAvx512) && __builtin_cpu_supports("avx512vnni")) features |= kVnni;
+  if ((features & kVnni) && amx_is_granted()) features |= kAmx;
 #endif
+  return features;
 }
 
 static unsigned allowed_features() {
   const char* isa = std::getenv("RUSSET_ISA");
   if (!isa || !*isa) return ~0u;
   if (!std::strcmp(isa, "scalar")) return kBaseline;
-  if (!std::strcmp(isa, "neon")) return kNeon;
-  if (!std::strcmp(isa, "avx2")) return kAvx2;
-  if (!std::strcmp(isa, "avx512")) return kAvx2 | kAvx512;
-  fail(ErrorKind::usage, "RUSSET_ISA: expected scalar, neon, avx2 or avx512, got '", isa, "'");
+  unsigned allowed = kBaseline;
+  for (const Isa& each : kIsas) {
+    if (each.feature == kAvx2) allowed = kBaseline;  // the other family begins
+    allowed |= each.feature;
+    if (!std::strcmp(isa, each.name)) return allowed;
+  }
+  fail(ErrorKind::usage, "RUSSET_ISA: expected scalar, neon, dotprod, i8mm, avx2, avx512, vnni or amx, got '",
+       isa, "'");
 }
 
 unsigned cpu_features() {
@@ -54,9 +104,8 @@ unsigned cpu_features() {
 
 std::vector<std::string> cpu_feature_names() {
   std::vector<std::string> names;
-  if (cpu_features() & kNeon) names.push_back("neon");
-  if (cpu_features() & kAvx2) names.push_back("avx2");
-  if (cpu_features() & kAvx512) names.push_back("avx512");
+  for (const Isa& isa : kIsas)
+    if (cpu_features() & isa.feature) names.push_back(isa.name);
   return names;
 }
 

@@ -54,8 +54,8 @@ struct Checker {
   void linear(const char* role, const Linear& l, int n_outputs, int n_inputs, bool optional = false) const {
     if (!l && optional) return;
     check(bool(l), ErrorKind::weights, where, role, ": missing");
-    check(l.w.n_rows == n_outputs && l.w.n_cols == n_inputs, ErrorKind::weights, where, role, ": expected [",
-          n_outputs, ", ", n_inputs, "], got [", l.w.n_rows, ", ", l.w.n_cols, "]");
+    check(l.n_outputs() == n_outputs && l.n_inputs() == n_inputs, ErrorKind::weights, where, role,
+          ": expected [", n_outputs, ", ", n_inputs, "], got [", l.n_outputs(), ", ", l.n_inputs(), "]");
   }
   void norm(const char* role, const NormWeights& n, int dim, int or_dim = 0) const {
     check(!n || n.dim == dim || (or_dim && n.dim == or_dim), ErrorKind::weights, where, role, ": expected [",
@@ -88,7 +88,7 @@ void check_weights(const Config& c, const Weights& weights) {
   const int q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   const Checker top{""};
   top.linear("embed", {weights.embed}, c.vocab_size, c.dim);
-  top.linear("positions", {weights.positions}, c.max_ctx, c.dim, true);
+  top.linear("positions", {{weights.positions, {}}}, c.max_ctx, c.dim, true);
   top.norm("final_norm", weights.final_norm, c.dim);
   top.linear("head", weights.head, c.vocab_size, c.dim);
   check(weights.layers.size() == size_t(c.n_layers), ErrorKind::weights, "layers: expected ", c.n_layers,

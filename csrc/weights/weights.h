@@ -3,16 +3,27 @@
 #include <vector>
 
 #include "core/view.h"
+#include "weights/packed.h"
 
 namespace russet {
 
+// A matrix in one of its two forms: floats as the checkpoint stores them, or affine groups, packed.
+struct Matrix {
+  View floats;
+  Packed packed;
+
+  explicit operator bool() const { return floats || packed; }
+  int n_rows() const { return packed ? packed.n_rows : floats.n_rows; }
+  int n_cols() const { return packed ? packed.n_cols : floats.n_cols; }
+};
+
 struct Linear {
-  View w;                       // [n_outputs, n_inputs], in the type it is stored in
+  Matrix w;                     // [n_outputs, n_inputs]
   const float* bias = nullptr;  // [n_outputs]
 
   explicit operator bool() const { return bool(w); }
-  int n_outputs() const { return w.n_rows; }
-  int n_inputs() const { return w.n_cols; }
+  int n_outputs() const { return w.n_rows(); }
+  int n_inputs() const { return w.n_cols(); }
 };
 
 struct NormWeights {
@@ -32,7 +43,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  View embed;      // [vocab_size, dim]
+  Matrix embed;    // [vocab_size, dim]
   View positions;  // [max_ctx, dim], learned positions
   std::vector<LayerWeights> layers;
   NormWeights final_norm;

@@ -50,9 +50,22 @@ class Config:
     layer_rope: list[int]
     layer_window: list[int]
 
+class PackedMatrix:
+    """Affine groups, packed from MLX's arrays: codes uint32, scales and biases of dtype (bf16 as uint16)."""
+
+    n_rows: int
+    n_cols: int
+    bits: int
+    group_size: int
+    symmetric: bool
+    def __init__(
+        self, codes: _Array, scales: _Array, biases: _Array, dtype: str, bits: int, group_size: int, n_threads: int = 1
+    ) -> None: ...
+    def row(self, row: int) -> _Array: ...
+
 class Model:
     config: Config
-    def __init__(self, config: Config, tensors: Mapping[str, _Matrix]) -> None: ...
+    def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix]) -> None: ...
 
 class KvCache:
     n_ctx: int
@@ -67,7 +80,9 @@ class Cpu:
     n_threads: int
     def __init__(self, config: Config, n_threads: int) -> None: ...
     def forward(self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
-    def norm_linear(self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix, x: _Array) -> _Array: ...
+    def norm_linear(
+        self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix | PackedMatrix, x: _Array
+    ) -> _Array: ...
     def norm_gate(
         self, norm_w: _Array | None, norm_bias: _Array | None, gate: _Matrix, up: _Matrix | None, x: _Array
     ) -> _Array: ...

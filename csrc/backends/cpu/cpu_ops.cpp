@@ -7,6 +7,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
+#include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rope/rope.h"
 #include "kernels/widen/widen.h"
 #include "kv_cache/kv_cache.h"
@@ -27,7 +28,11 @@ static constexpr int kBlockRows = 512;
 static constexpr int kRowStep = 16;
 
 CpuOps::CpuOps(const Config& config, int n_threads)
-    : config_(config), n_threads_(n_threads), cos_(config.ropes.size()), sin_(config.ropes.size()) {}
+    : config_(config),
+      n_threads_(n_threads),
+      rooms_(size_t(n_threads)),
+      cos_(config.ropes.size()),
+      sin_(config.ropes.size()) {}
 
 static size_t q_dim(const Config& c) {
   return size_t(c.n_heads) * size_t(c.head_dim);
@@ -35,26 +40,21 @@ static size_t q_dim(const Config& c) {
 static size_t kv_dim(const Config& c) {
   return size_t(c.n_kv_heads) * size_t(c.head_dim);
 }
+static int widest_input(const Config& c) {
+  return std::max({c.dim, int(q_dim(c)), c.ffn_dim});
+}
 
-// Each thread's scratch: matmul's own, then a block of results, then a copy of a few normed tokens.
-static size_t block_floats(int n_tokens) {
-  return size_t(n_tokens) * kBlockRows;
-}
-static size_t norm_floats(const Config& c) {
-  return kFewTokens * ((size_t(c.dim) + 15) / 16 * 16);
-}
-static size_t scratch_floats(const Config& c, int n_tokens) {
-  return kMatmulScratchFloats + block_floats(n_tokens) + norm_floats(c);
+// Each thread's scratch: what the products need for themselves, then a block of results.
+static_assert(kQmatmulScratchBytes <= kMatmulScratchFloats * sizeof(float));
+static size_t scratch_floats(int n_tokens) {
+  return kMatmulScratchFloats + size_t(n_tokens) * kBlockRows;
 }
 
 float* CpuOps::matmul_scratch(Share share) const {
-  return scratch_.floats() + size_t(share.thread) * scratch_floats(config_, capacity_);
+  return scratch_.floats() + size_t(share.thread) * scratch_floats(capacity_);
 }
 float* CpuOps::block_scratch(Share share) const {
   return matmul_scratch(share) + kMatmulScratchFloats;
-}
-float* CpuOps::norm_scratch(Share share) const {
-  return block_scratch(share) + block_floats(capacity_);
 }
 
 void CpuOps::reserve(int n_tokens) {
@@ -62,8 +62,10 @@ void CpuOps::reserve(int n_tokens) {
   const size_t n = size_t(n_tokens);
   const size_t row = size_t(config_.dim) + 2 * q_dim(config_) + 2 * kv_dim(config_) + size_t(config_.ffn_dim);
   activations_.reserve(n * row * sizeof(float));
-  normed_.reserve(n * size_t(config_.dim) * sizeof(float));
-  scratch_.reserve(size_t(n_threads_) * scratch_floats(config_, n_tokens) * sizeof(float));
+  whole_.reserve(n * size_t(config_.dim) * sizeof(float));
+  scratch_.reserve(size_t(n_threads_) * scratch_floats(n_tokens) * sizeof(float));
+  shared_room_.reserve(n_tokens, widest_input(config_));
+  for (InputRoom& room : rooms_) room.reserve(std::min(n_tokens, kFewTokens), widest_input(config_));
   capacity_ = n_tokens;
 }
 
@@ -86,34 +88,37 @@ void CpuOps::apply_norm(const NormWeights& n, const float* x, int n_tokens, floa
   norm({config_.norm, x, n.w, n.bias, config_.norm_eps, y, n_tokens, n.dim});
 }
 
-// Few tokens: every thread norms them for itself, which is cheaper than waiting for another to do it.
-const float* CpuOps::normed_here(const NormWeights& n, const float* x, int n_tokens, float* scratch) const {
-  if (!n) return x;
-  apply_norm(n, x, n_tokens, scratch);
-  return scratch;
+// Few tokens: every thread prepares them for itself, which is cheaper than waiting for another to do it.
+Input CpuOps::input_here(const NormWeights& n, const float* x, int n_tokens, const Forms& forms,
+                         Share share) {
+  const InputRoom& room = rooms_[size_t(share.thread)];
+  const Input input = room.input(n, x, n_tokens, forms);
+  room.prepare(config_, n, x, 0, n_tokens, forms, input);
+  return input;
 }
 
-// Many tokens: each is normed once, by one thread.
-const float* CpuOps::normed_once(const NormWeights& n, const float* x, int n_tokens) {
-  if (!n) return x;
-  float* y = normed_.floats();
+// Many tokens: each is prepared once, by one thread.
+Input CpuOps::input_once(const NormWeights& n, const float* x, int n_tokens, const Forms& forms) {
+  const Input input = shared_room_.input(n, x, n_tokens, forms);
   parallel(n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(n_tokens);
-    const size_t at = size_t(begin) * size_t(n.dim);
-    apply_norm(n, x + at, end - begin, y + at);
+    shared_room_.prepare(config_, n, x, begin, end, forms, input);
   });
-  return y;
+  return input;
 }
 
 // ---- products ----
 
 // y[t * y_stride + r - begin] = linear(x[t])[r] for r in [begin, end)
-static void linear_rows(const Linear& linear, int begin, int end, const float* x, int n_tokens, float* y,
+static void linear_rows(const Linear& linear, int begin, int end, const Input& in, int n_tokens, float* y,
                         size_t y_stride, float* scratch) {
-  if (n_tokens <= kFewTokens) {
-    matvec({linear.w.rows(begin, end), x, y, n_tokens, y_stride});
+  if (const Packed& w = linear.w.packed) {
+    qmatmul({w.rows(begin, end), in.in_groups_of(w.group_size), y, n_tokens, y_stride,
+             reinterpret_cast<uint8_t*>(scratch)});
+  } else if (n_tokens <= kFewTokens) {
+    matvec({linear.w.floats.rows(begin, end), in.x, y, n_tokens, y_stride});
   } else {
-    matmul({x, linear.w.rows(begin, end), y, n_tokens, y_stride, scratch});
+    matmul({in.x, linear.w.floats.rows(begin, end), y, n_tokens, y_stride, scratch});
   }
   if (!linear.bias) return;
   for (int t = 0; t < n_tokens; ++t)
@@ -124,9 +129,11 @@ void CpuOps::norm_linear(const NormWeights& n, const float* x, int n_tokens,
                          std::initializer_list<LinearOut> outputs) {
   reserve(n_tokens);
   const bool few = n_tokens <= kFewTokens;
-  if (!few) x = normed_once(n, x, n_tokens);
+  Forms forms;
+  for (const LinearOut& out : outputs) forms.add(out.linear);
+  const Input once = few ? Input{} : input_once(n, x, n_tokens, forms);
   parallel(n_threads_, [&](Share share) {
-    const float* in = few ? normed_here(n, x, n_tokens, norm_scratch(share)) : x;
+    const Input in = few ? input_here(n, x, n_tokens, forms, share) : once;
     for (const LinearOut& out : outputs) {
       const auto [begin, end] = share.of(out.linear.n_outputs(), kRowStep);
       if (begin < end)
@@ -140,10 +147,11 @@ void CpuOps::norm_gate(const NormWeights& n, const Linear& gate_, const Linear& 
                        int n_tokens, float* hidden) {
   reserve(n_tokens);
   const bool few = n_tokens <= kFewTokens;
-  if (!few) x = normed_once(n, x, n_tokens);
+  const Forms forms{&gate_, &up};
+  const Input once = few ? Input{} : input_once(n, x, n_tokens, forms);
   const size_t ffn_dim = size_t(gate_.n_outputs());
   parallel(n_threads_, [&](Share share) {
-    const float* in = few ? normed_here(n, x, n_tokens, norm_scratch(share)) : x;
+    const Input in = few ? input_here(n, x, n_tokens, forms, share) : once;
     const auto [begin, end] = share.of(gate_.n_outputs(), kRowStep);
     float* up_block = block_scratch(share);
     for (int r = begin; r < end; r += kBlockRows) {
@@ -168,14 +176,18 @@ void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm,
   reserve(n_tokens);
   const size_t dim = size_t(linear.n_outputs());
   const float scale = config_.residual_scale;
+  const bool few = n_tokens <= kFewTokens;
+  const Forms forms{&linear};
+  const Input once = few ? Input{} : input_once({}, y, n_tokens, forms);
   if (!post_norm) {
     parallel(n_threads_, [&](Share share) {
+      const Input in = few ? input_here({}, y, n_tokens, forms, share) : once;
       const auto [begin, end] = share.of(int(dim), kRowStep);
       float* block = block_scratch(share);
       for (int r = begin; r < end; r += kBlockRows) {
         const int stop = std::min(r + kBlockRows, end);
         const size_t n_rows = size_t(stop - r);
-        linear_rows(linear, r, stop, y, n_tokens, block, n_rows, matmul_scratch(share));
+        linear_rows(linear, r, stop, in, n_tokens, block, n_rows, matmul_scratch(share));
         for (size_t t = 0; t < size_t(n_tokens); ++t)
           add_scaled(x + t * dim + size_t(r), block + t * n_rows, scale, n_rows);
       }
@@ -183,10 +195,11 @@ void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm,
     return;
   }
   // The norm needs whole rows: all of them first, then token by token.
-  float* whole = normed_.floats();
+  float* whole = whole_.floats();
   parallel(n_threads_, [&](Share share) {
+    const Input in = few ? input_here({}, y, n_tokens, forms, share) : once;
     const auto [begin, end] = share.of(int(dim), kRowStep);
-    if (begin < end) linear_rows(linear, begin, end, y, n_tokens, whole + begin, dim, matmul_scratch(share));
+    if (begin < end) linear_rows(linear, begin, end, in, n_tokens, whole + begin, dim, matmul_scratch(share));
   });
   const auto norm_and_add = [&](Share share) {
     const auto [begin, end] = share.of(n_tokens);
@@ -203,15 +216,12 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
   const size_t dim = size_t(head.n_inputs()), vocab_size = size_t(head.n_outputs());
   if (n_rows == 0) return;
   reserve(n_rows);
-  float* in = normed_.floats();
-  for (int i = 0; i < n_rows; ++i) {
-    const float* row = x + size_t(batch.logit_rows[size_t(i)]) * dim;
-    if (n) {
-      apply_norm(n, row, 1, in + size_t(i) * dim);
-    } else {
-      std::copy_n(row, dim, in + size_t(i) * dim);
-    }
-  }
+  float* rows = whole_.floats();
+  for (int i = 0; i < n_rows; ++i)
+    std::copy_n(x + size_t(batch.logit_rows[size_t(i)]) * dim, dim, rows + size_t(i) * dim);
+  const Forms forms{&head};
+  const Input in = shared_room_.input(n, rows, n_rows, forms);
+  shared_room_.prepare(config_, n, rows, 0, n_rows, forms, in);
   const float scale = config_.logits_scale, softcap = config_.logits_softcap;
   parallel(n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(head.n_outputs(), kRowStep);
@@ -278,13 +288,17 @@ void CpuOps::choose_angles(const Batch& batch) {
   }
 }
 
-void CpuOps::embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) {
+void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
   choose_angles(batch);
-  const size_t dim = size_t(table.n_cols);
+  const size_t dim = size_t(table.n_cols());
   std::vector<float> position(positions ? dim : 0);
   for (size_t t = 0; t < batch.tokens.size(); ++t) {
     float* row = x + t * dim;
-    widen({table.row(batch.tokens[t]), table.dtype, row, dim});
+    if (table.packed) {
+      unpack_row(table.packed, batch.tokens[t], row);
+    } else {
+      widen({table.floats.row(batch.tokens[t]), table.floats.dtype, row, dim});
+    }
     if (scale != 1)
       for (size_t i = 0; i < dim; ++i) row[i] *= scale;
     if (positions) {

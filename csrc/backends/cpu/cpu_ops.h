@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "backends/cpu/input.h"
 #include "backends/ops.h"
 #include "core/buffer.h"
 #include "core/parallel.h"
@@ -14,7 +15,7 @@ class CpuOps : public Ops {
   CpuOps(const Config& config, int n_threads);
 
   Activations activations(int n_tokens) override;
-  void embed(const Batch& batch, const View& table, float scale, const View& positions, float* x) override;
+  void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
   void norm_linear(const NormWeights& norm, const float* x, int n_tokens,
                    std::initializer_list<LinearOut> outputs) override;
   void rope_store(const Batch& batch, int layer, const LayerWeights& weights, float* q, float* k,
@@ -30,20 +31,21 @@ class CpuOps : public Ops {
   int n_threads() const { return n_threads_; }
 
  private:
-  const float* normed_once(const NormWeights& norm, const float* x, int n_tokens);
-  const float* normed_here(const NormWeights& norm, const float* x, int n_tokens, float* scratch) const;
+  Input input_here(const NormWeights& norm, const float* x, int n_tokens, const Forms& forms, Share share);
+  Input input_once(const NormWeights& norm, const float* x, int n_tokens, const Forms& forms);
   void apply_norm(const NormWeights& norm, const float* x, int n_tokens, float* y) const;
   void reserve(int n_tokens);
   float* matmul_scratch(Share share) const;
   float* block_scratch(Share share) const;
-  float* norm_scratch(Share share) const;
   void choose_angles(const Batch& batch);
 
   const Config& config_;
   const int n_threads_;
   int capacity_ = 0;  // tokens the buffers have room for
-  Buffer activations_, normed_, scratch_;
-  std::vector<int> pos_, segment_of_;          // [n_tokens] of the batch being run
+  Buffer activations_, whole_, scratch_;
+  InputRoom shared_room_;              // for many tokens: each is prepared once
+  std::vector<InputRoom> rooms_;       // for few, one per thread: each thread prepares them for itself
+  std::vector<int> pos_, segment_of_;  // [n_tokens] of the batch being run
   std::vector<std::vector<float>> cos_, sin_;  // [n_ropes][n_tokens * rotary_dim / 2]
 };
 
