@@ -44,7 +44,8 @@ class Affine:
         return np.abs(self._of_columns(self.scales)) * most + np.abs(self._of_columns(self.biases))
 
     def packed(self) -> _core.PackedMatrix:
-        return _core.PackedMatrix(self.codes, self.scales, self.biases, self.dtype, self.bits, self.group_size)
+        arena = _core.Arena(2 * (len(self.q) + 16) * self.q.shape[1])  # whole bands, and floats for every 32 codes
+        return _core.PackedMatrix(arena, self.codes, self.scales, self.biases, self.dtype, self.bits, self.group_size)
 
 
 def random_affine(rng, n_rows, n_cols, bits, group_size, dtype="f32", symmetric=False) -> Affine:

@@ -2,10 +2,12 @@
 #pragma once
 #include <pybind11/numpy.h>
 
+#include <memory>
 #include <string>
 
 #include "core/check.h"
 #include "core/view.h"
+#include "weights/arena.h"
 #include "weights/weights.h"
 
 namespace russet {
@@ -35,9 +37,9 @@ inline View view_of(const pybind11::handle& tensor) {
   return {array.data(), dtype, int(array.shape(0)), int(array.shape(1))};
 }
 
-// Affine groups in Python's hands: memory that holds them packed, and what is in it.
+// A packed matrix in Python's hands, and the memory it lies in.
 struct PackedMatrix {
-  pybind11::object memory;
+  std::shared_ptr<Arena> arena;
   Packed view;
 };
 

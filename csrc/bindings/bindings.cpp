@@ -13,7 +13,6 @@
 
 #include "backends/cpu/cpu_ops.h"
 #include "bindings/arrays.h"
-#include "core/buffer.h"
 #include "core/check.h"
 #include "core/cpu.h"
 #include "core/parallel.h"
@@ -21,6 +20,7 @@
 #include "kv_cache/kv_cache.h"
 #include "model/forward.h"
 #include "sampler/sampler.h"
+#include "weights/arena.h"
 
 namespace py = pybind11;
 using namespace russet;
@@ -107,20 +107,16 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
   fail(ErrorKind::weights, "no weight has the role '", role, "'");
 }
 
-// Packs MLX's arrays into `memory`, or into memory of its own.
-PackedMatrix make_packed(const py::array& codes, const py::array& scales, const py::array& biases,
-                         const std::string& dtype, int bits, int group_size, int n_threads) {
+// Packs MLX's arrays into the arena.
+PackedMatrix make_packed(const std::shared_ptr<Arena>& arena, const py::array& codes, const py::array& scales,
+                         const py::array& biases, const std::string& dtype, int bits, int group_size,
+                         int n_threads) {
   const Affine affine = affine_of(codes, scales, biases, dtype, bits, group_size);
-  PackedMatrix packed;
-  const bool symmetric = is_symmetric(affine);
-  const size_t n_bytes =
-      packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric);
-  auto memory = std::make_unique<Buffer>(n_bytes);
-  char* bytes = memory->bytes();
-  packed.memory = py::capsule(memory.release(), [](void* owned) { delete static_cast<Buffer*>(owned); });
   const py::gil_scoped_release release;
-  packed.view = pack(affine, symmetric, bytes, n_threads);
-  return packed;
+  const bool symmetric = is_symmetric(affine);
+  char* memory =
+      arena->take(packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric));
+  return {arena, pack(affine, symmetric, memory, n_threads)};
 }
 
 // tensors: role -> (array, dtype) or PackedMatrix. Matrices in f32, f16 or bf16 (as uint16), vectors in f32.
@@ -292,9 +288,13 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))
       .def_readonly("config", &Model::config);
 
+  py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")
+      .def(py::init<size_t>(), py::arg("n_bytes"))
+      .def_property_readonly("used", &Arena::used);
+
   py::class_<PackedMatrix>(m, "PackedMatrix")
-      .def(py::init(&make_packed), py::arg("codes"), py::arg("scales"), py::arg("biases"), py::arg("dtype"),
-           py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1)
+      .def(py::init(&make_packed), py::arg("arena"), py::arg("codes"), py::arg("scales"), py::arg("biases"),
+           py::arg("dtype"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1)
       .def_property_readonly("n_rows", [](const PackedMatrix& p) { return p.view.n_rows; })
       .def_property_readonly("n_cols", [](const PackedMatrix& p) { return p.view.n_cols; })
       .def_property_readonly("bits", [](const PackedMatrix& p) { return p.view.bits; })

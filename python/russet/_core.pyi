@@ -50,6 +50,12 @@ class Config:
     layer_rope: list[int]
     layer_window: list[int]
 
+class Arena:
+    """Memory for all packed weights of a model: reserved at once, taken piece by piece."""
+
+    used: int
+    def __init__(self, n_bytes: int) -> None: ...
+
 class PackedMatrix:
     """Affine groups, packed from MLX's arrays: codes uint32, scales and biases of dtype (bf16 as uint16)."""
 
@@ -59,7 +65,15 @@ class PackedMatrix:
     group_size: int
     symmetric: bool
     def __init__(
-        self, codes: _Array, scales: _Array, biases: _Array, dtype: str, bits: int, group_size: int, n_threads: int = 1
+        self,
+        arena: Arena,
+        codes: _Array,
+        scales: _Array,
+        biases: _Array,
+        dtype: str,
+        bits: int,
+        group_size: int,
+        n_threads: int = 1,
     ) -> None: ...
     def row(self, row: int) -> _Array: ...
 

@@ -15,12 +15,15 @@
 #include "core/float16.h"
 #include "kernels/qmatmul/qmatmul.h"
 
+// Sums must stay in registers, and GCC unrolls no loop this long by itself.
+#define RUSSET_UNROLL _Pragma("GCC unroll 16")
+
 namespace russet {
 namespace {
 
 constexpr int kFewTokens = 4;    // that share one pass over the codes
 constexpr size_t kAhead = 4096;  // bytes
-constexpr int kTileTokens = 12, kTileBands = 2;
+constexpr int kTileTokens = 6, kTileBands = 2;
 constexpr int kDepth = 512;
 
 __m512 load_16(const float* p) {
@@ -177,40 +180,54 @@ inline void tile(const QmatmulArgs& a, const Panel& panel, int t, int b, int fir
   const Packed& w = a.w;
   const size_t n_cols = size_t(w.n_cols), n_groups = size_t(w.n_groups());
   const int8_t* x = a.x.codes + size_t(t) * n_cols + size_t(first);
+  size_t of_x = size_t(t) * n_groups + size_t(first / w.group_size);
   float* y = a.y + size_t(t) * a.y_stride + size_t(b * kBandRows);
   const __mmask16 mask[kTileBands] = {rows_left(w, b), rows_left(w, b + 1)};
-  for (int g = 0; g < depth / w.group_size; ++g) {
-    const size_t of_x = size_t(t) * n_groups + size_t(first / w.group_size + g);
+  const int center_bits = w.bits - 1;
+  __m512 acc[n_tokens][kTileBands];
+  RUSSET_UNROLL
+  for (int i = 0; i < n_tokens; ++i)
+    for (int v = 0; v < kTileBands; ++v)
+      acc[i][v] = first == 0 ? _mm512_setzero_ps()
+                             : _mm512_maskz_loadu_ps(mask[v], y + size_t(i) * a.y_stride + size_t(16 * v));
+  for (int g = 0; g < depth / w.group_size; ++g, ++of_x) {
     __m512i d[n_tokens][kTileBands];
+    RUSSET_UNROLL
     for (int i = 0; i < n_tokens; ++i)
       for (int v = 0; v < kTileBands; ++v)
-        d[i][v] = _mm512_set1_epi32(-(1 << (w.bits - 1)) * a.x.sums[of_x + size_t(i) * n_groups]);
-    const int begin = g * w.group_size, end = begin + w.group_size;
-    for (int c = begin; c < end; c += 4) {
-      __m512i q[kTileBands];
-      for (int v = 0; v < kTileBands; ++v) q[v] = _mm512_load_si512(panel.q[c / 4][v]);
+        d[i][v] = _mm512_set1_epi32(-a.x.sums[of_x + size_t(i) * n_groups] << center_bits);
+    const int end = (g + 1) * w.group_size / 4;
+    for (int c = g * w.group_size / 4; c < end; ++c) {
+      const __m512i q[kTileBands] = {_mm512_load_si512(panel.q[c][0]), _mm512_load_si512(panel.q[c][1])};
+      RUSSET_UNROLL
       for (int i = 0; i < n_tokens; ++i) {
-        const __m512i four = four_of(x + size_t(i) * n_cols + size_t(c));
+        const __m512i four = four_of(x + size_t(i) * n_cols + size_t(4 * c));
         for (int v = 0; v < kTileBands; ++v) d[i][v] = _mm512_dpbusd_epi32(d[i][v], q[v], four);
       }
     }
     for (int v = 0; v < kTileBands; ++v) {
       const __m512 scale = _mm512_load_ps(panel.scales[g][v]);
-      const __m512 zero = _mm512_load_ps(panel.zeros[g][v]);
+      RUSSET_UNROLL
       for (int i = 0; i < n_tokens; ++i) {
-        float* to = y + size_t(i) * a.y_stride + size_t(v * kBandRows);
-        const float x_scale = a.x.scales[of_x + size_t(i) * n_groups];
-        __m512 acc = first + g == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask[v], to);
-        acc =
-            _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(x_scale)), _mm512_cvtepi32_ps(d[i][v]), acc);
-        if (w.biases) {
-          const float x_sum = x_scale * float(a.x.sums[of_x + size_t(i) * n_groups]);
-          acc = _mm512_fmadd_ps(zero, _mm512_set1_ps(x_sum), acc);
-        }
-        _mm512_mask_storeu_ps(to, mask[v], acc);
+        const __m512 x_scale = _mm512_set1_ps(a.x.scales[of_x + size_t(i) * n_groups]);
+        acc[i][v] = _mm512_fmadd_ps(_mm512_mul_ps(scale, x_scale), _mm512_cvtepi32_ps(d[i][v]), acc[i][v]);
+      }
+    }
+    if (!w.biases) continue;
+    for (int v = 0; v < kTileBands; ++v) {
+      const __m512 zero = _mm512_load_ps(panel.zeros[g][v]);
+      RUSSET_UNROLL
+      for (int i = 0; i < n_tokens; ++i) {
+        const size_t of_group = of_x + size_t(i) * n_groups;
+        const float x_sum = a.x.scales[of_group] * float(a.x.sums[of_group]);
+        acc[i][v] = _mm512_fmadd_ps(zero, _mm512_set1_ps(x_sum), acc[i][v]);
       }
     }
   }
+  RUSSET_UNROLL
+  for (int i = 0; i < n_tokens; ++i)
+    for (int v = 0; v < kTileBands; ++v)
+      _mm512_mask_storeu_ps(y + size_t(i) * a.y_stride + size_t(16 * v), mask[v], acc[i][v]);
 }
 
 template <int n_tokens>
