@@ -3,7 +3,7 @@
 // way the center is taken out exactly, as center * (sum of x), before the first product.
 //
 // A few tokens: the tiles go from memory through registers, each used once per token. Bound by memory, which
-// is read as one long stream per thread and requested kAhead bytes before its use.
+// is read as one long stream per thread; prefetching by hand made it slower (docs/performance.md).
 //
 // Many tokens: a panel of two bands x kDepth columns is unpacked once into the L1 cache, so that the inner
 // loop is the same for 8 and 4 bits; over it go kTileTokens tokens at a time, whose 24 sums live in
@@ -21,8 +21,7 @@
 namespace russet {
 namespace {
 
-constexpr int kFewTokens = 4;    // that share one pass over the codes
-constexpr size_t kAhead = 4096;  // bytes
+constexpr int kFewTokens = 4;  // that share one pass over the codes
 constexpr int kTileTokens = 6, kTileBands = 2;
 constexpr int kDepth = 512;
 
@@ -85,8 +84,6 @@ inline void band(const Packed& w, int b, const int8_t* x, const float* x_scales,
       late[t] = _mm512_setzero_si512();
     }
     for (size_t c = 0; c < group; c += 8) {
-      for (size_t ahead = kAhead; ahead < kAhead + 16 * bits; ahead += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(codes + ahead), _MM_HINT_T0);
       const Tiles q = next_tiles<bits>(codes);
       for (int t = 0; t < n_tokens; ++t) {
         const int8_t* eight = x + size_t(t) * n_cols + c;
