@@ -139,10 +139,7 @@ using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
 
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
-  Cpu(const Config& c, int n_threads) : config(c), ops(config, n_threads) {
-    check(n_threads >= 1 && n_threads <= 1024, ErrorKind::usage, "threads: expected 1 to 1024, got ",
-          n_threads);
-  }
+  Cpu(const Config& c, int n_threads) : config(c), ops(config, n_threads) {}
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts) {
     check(model.config == config, ErrorKind::usage,

@@ -79,9 +79,15 @@ inline float sum(Vec a) {
 inline float max_of(Vec a) {
   return _mm512_reduce_max_ps(a.v);
 }
+inline __m256 fold(__m512 a) {
+  return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
 
 #elif defined(__AVX2__)
 
+inline __m256 fold(__m256 a) {
+  return a;
+}
 struct Vec {
   static constexpr int width = 8;
   __m256 v;
@@ -130,11 +136,8 @@ inline Vec power_of_2(Vec n) {
   return {_mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n.v, _mm256_set1_ps(127))), 23))};
 }
-inline __m128 fold(__m256 a) {
-  return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-}
 inline float sum(Vec a) {
-  __m128 s = fold(a.v);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
@@ -274,6 +277,20 @@ inline Vec exp(Vec x) {
 // tanh(x) = 1 - 2 / (e^2x + 1), within 2e-7 of the true value.
 inline Vec tanh(Vec x) {
   return splat(1.0f) - splat(2.0f) / (exp(x + x) + splat(1.0f));
+}
+
+// sums[i] = sum of a[i], for four vectors at once: a third of the steps of four single sums.
+inline void sum_4(const Vec (&a)[4], float* sums) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  const __m256 ab = _mm256_hadd_ps(fold(a[0].v), fold(a[1].v)),
+               cd = _mm256_hadd_ps(fold(a[2].v), fold(a[3].v));
+  const __m256 abcd = _mm256_hadd_ps(ab, cd);  // a b c d of the lower half, then of the upper
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+#elif defined(__aarch64__)
+  vst1q_f32(sums, vpaddq_f32(vpaddq_f32(a[0].v, a[1].v), vpaddq_f32(a[2].v, a[3].v)));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = sum(a[i]);
+#endif
 }
 
 // Loads the first n < width elements, zero beyond; stores the first n.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/check.h"
 #include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
@@ -27,10 +28,15 @@ static constexpr int kBlockRows = 512;
 // Parts of a matrix are cut at multiples of 16 rows, so that no two threads write to one cache line.
 static constexpr int kRowStep = 16;
 
+static int checked(int n_threads) {
+  check(n_threads >= 1 && n_threads <= 1024, ErrorKind::usage, "threads: expected 1 to 1024, got ", n_threads);
+  return n_threads;
+}
+
 CpuOps::CpuOps(const Config& config, int n_threads)
     : config_(config),
-      n_threads_(n_threads),
-      rooms_(size_t(n_threads)),
+      n_threads_(checked(n_threads)),
+      rooms_(size_t(n_threads_)),
       cos_(config.ropes.size()),
       sin_(config.ropes.size()) {}
 
@@ -325,9 +331,11 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, fl
       rope({kt, c, s, config_.n_kv_heads, config_.head_dim, int(2 * half)});
     }
     const KvCache& cache = *batch.segments[size_t(segment_of_[t])].cache;
-    const size_t row = size_t(pos_[t]) * cache.row_floats();
-    std::copy_n(kt, kv_floats, cache.k(layer) + row);
-    std::copy_n(v + t * kv_floats, kv_floats, cache.v(layer) + row);
+    const size_t head_dim = size_t(config_.head_dim), row = size_t(pos_[t]) * head_dim;
+    for (int h = 0; h < config_.n_kv_heads; ++h) {
+      std::copy_n(kt + size_t(h) * head_dim, head_dim, cache.k(layer, h) + row);
+      std::copy_n(v + t * kv_floats + size_t(h) * head_dim, head_dim, cache.v(layer, h) + row);
+    }
   };
   parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(batch.n_tokens());
@@ -357,10 +365,9 @@ void CpuOps::attention(const Batch& batch, int layer, const float* q, float* out
       a.out[i] = out + at;
       a.pos[i] = s.pos + token;
     }
-    const size_t column = size_t(kv_head) * size_t(config_.head_dim);
-    a.k = s.cache->k(layer) + column;
-    a.v = s.cache->v(layer) + column;
-    a.kv_stride = s.cache->row_floats();
+    a.k = s.cache->k(layer, kv_head);
+    a.v = s.cache->v(layer, kv_head);
+    a.kv_stride = size_t(config_.head_dim);
     a.head_dim = config_.head_dim;
     a.window = config_.layer_window[size_t(layer)];
     a.scale = config_.attention_scale;

@@ -1,6 +1,6 @@
 // Per tile of keys: scores by dot products that share each load of a key over the queries; then the softmax
-// of the tile; then the values, again each loaded once for all queries, with the sums of two vectors of
-// columns held in registers while the tile's keys pass.
+// of the tile; then the values, again each loaded once for all queries, with the sums of a few vectors
+// of columns held in registers while the tile's keys pass.
 //
 // std::fma in the tails: left to the compiler, whether a product and its sum are one rounding or two would
 // differ between Tile<1> and Tile<4>, and a query's bits with it.
@@ -26,19 +26,28 @@ struct Tile {
   alignas(64) float p[n][kAttentionKeys];
   float top[n], total[n];
 
+  // Four keys at a time, so that their sums are taken together. Past the last key the last one is taken
+  // again: nobody looks at its score.
   void scores(int key0, int n_keys) {
-    for (int j = 0; j < n_keys; ++j) {
-      const float* k = a.k + size_t(key0 + j) * a.kv_stride;
-      Vec s[n];
-      for (int i = 0; i < n; ++i) s[i] = splat(0);
+    for (int j = 0; j < n_keys; j += 4) {
+      const float* k[4];
+      for (int u = 0; u < 4; ++u) k[u] = a.k + size_t(key0 + std::min(j + u, n_keys - 1)) * a.kv_stride;
+      Vec s[n][4];
+      for (int i = 0; i < n; ++i)
+        for (int u = 0; u < 4; ++u) s[i][u] = splat(0);
       int c = 0;
       for (; c + Vec::width <= a.head_dim; c += Vec::width) {
-        const Vec kc = load(k + c);
-        for (int i = 0; i < n; ++i) s[i] = fma(load(q[i] + c), kc, s[i]);
+        Vec kc[4];
+        for (int u = 0; u < 4; ++u) kc[u] = load(k[u] + c);
+        for (int i = 0; i < n; ++i) {
+          const Vec qc = load(q[i] + c);
+          for (int u = 0; u < 4; ++u) s[i][u] = fma(qc, kc[u], s[i][u]);
+        }
       }
-      for (int i = 0; i < n; ++i) p[i][j] = sum(s[i]);
+      for (int i = 0; i < n; ++i) sum_4(s[i], p[i] + j);
       for (; c < a.head_dim; ++c)
-        for (int i = 0; i < n; ++i) p[i][j] = std::fma(q[i][c], k[c], p[i][j]);
+        for (int i = 0; i < n; ++i)
+          for (int u = 0; u < 4; ++u) p[i][j + u] = std::fma(q[i][c], k[u][c], p[i][j + u]);
     }
   }
 
@@ -88,7 +97,9 @@ struct Tile {
 
   void values(int key0, int n_keys, const float* shrink) {
     int c = 0;
-    for (; c + 2 * Vec::width <= a.head_dim; c += 2 * Vec::width) values_of<2>(c, key0, n_keys, shrink);
+    constexpr int n_vecs = n <= 2 ? 4 : 2;  // chains of sums enough to hide the latency
+    for (; c + n_vecs * Vec::width <= a.head_dim; c += n_vecs * Vec::width)
+      values_of<n_vecs>(c, key0, n_keys, shrink);
     for (; c + Vec::width <= a.head_dim; c += Vec::width) values_of<1>(c, key0, n_keys, shrink);
     for (; c < a.head_dim; ++c) {
       const float* v = a.v + size_t(key0) * a.kv_stride + c;
