@@ -246,7 +246,7 @@ void attention_case(AttentionFn run, AttentionFn ref, int n_queries, int head_di
   }
   a.n_queries = n_queries;
   a.k = k.data(), a.v = v.data();
-  a.kv_stride = width, a.head_dim = head_dim;
+  a.block_stride = kAttentionKeys * width, a.head_dim = head_dim;
   a.window = window, a.softcap = softcap;
   a.scale = 1 / std::sqrt(float(head_dim));
   AttentionArgs b = a;

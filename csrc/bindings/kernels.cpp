@@ -175,7 +175,7 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   }
   a.k = k.data();
   a.v = v.data();
-  a.kv_stride = size_t(a.head_dim);
+  a.block_stride = size_t(kAttentionKeys) * size_t(a.head_dim);
   a.window = window;
   a.scale = scale;
   a.softcap = softcap;

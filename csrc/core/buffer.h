@@ -2,7 +2,7 @@
 //
 // Aligned to 64 bytes and more, zero, and given pages only as they are touched: a buffer may be far larger
 // than what is used of it, which is how the cache reserves its whole context. On Linux huge pages are advised
-// for buffers of 4 MiB and more that are filled from end to end.
+// for buffers of 4 MiB and more: they should be filled from their beginning.
 #pragma once
 #include <cstddef>
 #include <utility>
@@ -11,10 +11,8 @@ namespace russet {
 
 class Buffer {
  public:
-  enum class Pages { normal, huge };
-
   Buffer() = default;
-  explicit Buffer(size_t n_bytes, Pages pages = Pages::huge);  // throws Error{memory}
+  explicit Buffer(size_t n_bytes);  // throws Error{memory}
   ~Buffer();
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {

@@ -8,15 +8,14 @@ size_t KvCache::bytes_per_token(const Config& c) {
   return size_t(c.n_layers) * 2 * size_t(c.n_kv_heads) * size_t(c.head_dim) * sizeof(float);
 }
 
-// Normal pages: of each head's room only the beginning is used, and a huge page there would round it up by 2
-// MB.
 KvCache::KvCache(const Config& c, int n_ctx)
     : n_layers_(size_t(c.n_layers)),
       n_heads_(size_t(c.n_kv_heads)),
       head_dim_(size_t(c.head_dim)),
       n_ctx_(n_ctx) {
   check(n_ctx >= 1, ErrorKind::usage, "n_ctx: expected at least 1, got ", n_ctx);
-  buffer_ = Buffer(size_t(n_ctx) * bytes_per_token(c), Buffer::Pages::normal);
+  const size_t n_blocks = (size_t(n_ctx) + kAttentionKeys - 1) / kAttentionKeys;
+  buffer_ = Buffer(n_blocks * block_floats() * sizeof(float));
 }
 
 void KvCache::check_room(int n_tokens) const {

@@ -1,10 +1,12 @@
 // KvCache: the keys and values of one sequence, all layers, f32.
 //
-// Each head's keys lie together, position after position, and so do its values: attention reads them as one
-// stream. The whole context is reserved at once and the system gives pages as rows are written, so nothing is
-// copied or allocated while tokens come.
+// Blocks of kAttentionKeys positions follow each other; a block holds, layer by layer and head by head, the
+// keys of its positions, then their values. So attention reads a head's keys in long runs, and memory fills
+// from its beginning: it can have huge pages. The whole context is reserved at once and the system gives
+// pages as they are written, so nothing is copied or allocated while tokens come.
 #pragma once
 #include "core/buffer.h"
+#include "kernels/attention/attention.h"
 #include "model/config.h"
 
 namespace russet {
@@ -13,8 +15,14 @@ class KvCache {
  public:
   KvCache(const Config& config, int n_ctx);
 
-  float* k(int layer, int head) const { return rows(2 * size_t(layer), size_t(head)); }  // [n_ctx, head_dim]
-  float* v(int layer, int head) const { return rows(2 * size_t(layer) + 1, size_t(head)); }
+  // Keys and values of the first block, [kAttentionKeys, head_dim] f32; the next block's are block_floats()
+  // on.
+  float* k(int layer, int head) const { return of_block_0(2 * size_t(layer), size_t(head)); }
+  float* v(int layer, int head) const { return of_block_0(2 * size_t(layer) + 1, size_t(head)); }
+  size_t block_floats() const { return 2 * n_layers_ * n_heads_ * head_floats(); }
+  size_t offset(int pos) const {  // of a position's row from the first block's k or v
+    return size_t(pos / kAttentionKeys) * block_floats() + size_t(pos % kAttentionKeys) * head_dim_;
+  }
   bool fits(const Config& c) const {
     return n_layers_ == size_t(c.n_layers) && n_heads_ == size_t(c.n_kv_heads) &&
            head_dim_ == size_t(c.head_dim);
@@ -30,8 +38,9 @@ class KvCache {
   static size_t bytes_per_token(const Config& config);
 
  private:
-  float* rows(size_t keys_or_values, size_t head) const {
-    return buffer_.floats() + (keys_or_values * n_heads_ + head) * size_t(n_ctx_) * head_dim_;
+  size_t head_floats() const { return kAttentionKeys * head_dim_; }
+  float* of_block_0(size_t keys_or_values, size_t head) const {
+    return buffer_.floats() + (keys_or_values * n_heads_ + head) * head_floats();
   }
   size_t n_layers_, n_heads_, head_dim_;
   int n_ctx_, n_tokens_ = 0;

@@ -29,7 +29,8 @@ static constexpr int kBlockRows = 512;
 static constexpr int kRowStep = 16;
 
 static int checked(int n_threads) {
-  check(n_threads >= 1 && n_threads <= 1024, ErrorKind::usage, "threads: expected 1 to 1024, got ", n_threads);
+  check(n_threads >= 1 && n_threads <= 1024, ErrorKind::usage, "threads: expected 1 to 1024, got ",
+        n_threads);
   return n_threads;
 }
 
@@ -331,7 +332,7 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, fl
       rope({kt, c, s, config_.n_kv_heads, config_.head_dim, int(2 * half)});
     }
     const KvCache& cache = *batch.segments[size_t(segment_of_[t])].cache;
-    const size_t head_dim = size_t(config_.head_dim), row = size_t(pos_[t]) * head_dim;
+    const size_t head_dim = size_t(config_.head_dim), row = cache.offset(pos_[t]);
     for (int h = 0; h < config_.n_kv_heads; ++h) {
       std::copy_n(kt + size_t(h) * head_dim, head_dim, cache.k(layer, h) + row);
       std::copy_n(v + t * kv_floats + size_t(h) * head_dim, head_dim, cache.v(layer, h) + row);
@@ -367,7 +368,7 @@ void CpuOps::attention(const Batch& batch, int layer, const float* q, float* out
     }
     a.k = s.cache->k(layer, kv_head);
     a.v = s.cache->v(layer, kv_head);
-    a.kv_stride = size_t(config_.head_dim);
+    a.block_stride = s.cache->block_floats();
     a.head_dim = config_.head_dim;
     a.window = config_.layer_window[size_t(layer)];
     a.scale = config_.attention_scale;

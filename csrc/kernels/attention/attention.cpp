@@ -15,7 +15,7 @@ static void attention_ref(const AttentionArgs& a) {
     for (int j = begin; j < end; ++j) {
       double s = 0;
       for (int c = 0; c < a.head_dim; ++c)
-        s += double(a.q[i][c]) * double(a.k[size_t(j) * a.kv_stride + size_t(c)]);
+        s += double(a.q[i][c]) * double(a.k[key_offset(a, j) + size_t(c)]);
       s *= double(a.scale);
       if (a.softcap > 0) s = double(a.softcap) * std::tanh(s / double(a.softcap));
       p[size_t(j - begin)] = s;
@@ -25,7 +25,7 @@ static void attention_ref(const AttentionArgs& a) {
     std::vector<double> sum(size_t(a.head_dim), 0.0);
     for (int j = begin; j < end; ++j)
       for (int c = 0; c < a.head_dim; ++c)
-        sum[size_t(c)] += p[size_t(j - begin)] / total * double(a.v[size_t(j) * a.kv_stride + size_t(c)]);
+        sum[size_t(c)] += p[size_t(j - begin)] / total * double(a.v[key_offset(a, j) + size_t(c)]);
     std::copy(sum.begin(), sum.end(), a.out[i]);
   }
 }

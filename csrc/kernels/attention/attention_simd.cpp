@@ -31,7 +31,7 @@ struct Tile {
   void scores(int key0, int n_keys) {
     for (int j = 0; j < n_keys; j += 4) {
       const float* k[4];
-      for (int u = 0; u < 4; ++u) k[u] = a.k + size_t(key0 + std::min(j + u, n_keys - 1)) * a.kv_stride;
+      for (int u = 0; u < 4; ++u) k[u] = a.k + key_offset(a, key0 + std::min(j + u, n_keys - 1));
       Vec s[n][4];
       for (int i = 0; i < n; ++i)
         for (int u = 0; u < 4; ++u) s[i][u] = splat(0);
@@ -84,8 +84,8 @@ struct Tile {
     Vec s[n][n_vecs];
     for (int i = 0; i < n; ++i)
       for (int u = 0; u < n_vecs; ++u) s[i][u] = load(acc[i] + c + u * Vec::width) * splat(shrink[i]);
-    const float* v = a.v + size_t(key0) * a.kv_stride + c;
-    for (int j = 0; j < n_keys; ++j, v += a.kv_stride) {
+    const float* v = a.v + key_offset(a, key0) + c;
+    for (int j = 0; j < n_keys; ++j, v += a.head_dim) {
       Vec vc[n_vecs];
       for (int u = 0; u < n_vecs; ++u) vc[u] = load(v + u * Vec::width);
       for (int i = 0; i < n; ++i)
@@ -102,10 +102,10 @@ struct Tile {
       values_of<n_vecs>(c, key0, n_keys, shrink);
     for (; c + Vec::width <= a.head_dim; c += Vec::width) values_of<1>(c, key0, n_keys, shrink);
     for (; c < a.head_dim; ++c) {
-      const float* v = a.v + size_t(key0) * a.kv_stride + c;
+      const float* v = a.v + key_offset(a, key0) + c;
       for (int i = 0; i < n; ++i) {
         float s = acc[i][c] * shrink[i];
-        for (int j = 0; j < n_keys; ++j) s = std::fma(p[i][j], v[size_t(j) * a.kv_stride], s);
+        for (int j = 0; j < n_keys; ++j) s = std::fma(p[i][j], v[j * a.head_dim], s);
         acc[i][c] = s;
       }
     }
