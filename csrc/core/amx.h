@@ -64,30 +64,30 @@ inline void add_product() {
 
 #else
 
+// As assembly: GCC's intrinsics are macros that paste the tile's number as text, and its _tile_loadconfig
+// tells the compiler of 8 of the 64 bytes it reads, so that the stores to the rest are left out (GCC 12).
 inline void configure_tiles(const TileConfig& config) {
-  // GCC 12 believes that only the first 8 bytes are read, and leaves out the stores to the rest.
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  asm volatile("ldtilecfg %0" : : "m"(config));
 }
 inline void release_tiles() {
-  _tile_release();
+  asm volatile("tilerelease");
 }
 template <int tile>
 inline void zero_tile() {
-  _tile_zero(tile);
+  asm volatile("tilezero %%tmm%c0" : : "i"(tile));
 }
 template <int tile>
 inline void load_tile(const void* from, size_t stride) {
-  _tile_loadd(tile, from, stride);
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(tile), "r"(from), "r"(stride) : "memory");
 }
 template <int tile>
 inline void store_tile(void* to, size_t stride) {
-  _tile_stored(tile, to, stride);
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(tile), "r"(to), "r"(stride) : "memory");
 }
 // c[m, n] += sum over the 64 columns of a[m, k] * b[k / 4, 4 * n + k % 4], all int8, in int32
 template <int c, int a, int b>
 inline void add_product() {
-  _tile_dpbssd(c, a, b);
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
 #endif
