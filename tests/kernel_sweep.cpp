@@ -127,7 +127,7 @@ void sweep_matvec(DType dtype) {
 }
 
 void sweep_matmul(DType dtype) {
-  sweep(std::string("matmul ") + name_of(dtype), matmul_variants(), [&](auto run, auto ref, Worst& worst) {
+  sweep(std::string("matmul ") + name_of(dtype), matmul_variants(dtype), [&](auto run, auto ref, Worst& worst) {
     const Buffer scratch(kMatmulScratchFloats * sizeof(float));
     for (const int n_tokens : {1, 2, 7, 8, 9, 13, 25})
       for (const int n_rows : {1, 7, 8, 9, 31, 33, 97})

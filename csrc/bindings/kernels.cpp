@@ -45,7 +45,8 @@ py::dict variants() {
   py::dict tables;
   tables["matvec"] = describe("matvec", matvec_variants(DType::bf16));
   tables["matvec_f32"] = describe("matvec_f32", matvec_variants(DType::f32));
-  tables["matmul"] = describe("matmul", matmul_variants());
+  tables["matmul"] = describe("matmul", matmul_variants(DType::f32));
+  tables["matmul_bf16"] = describe("matmul_bf16", matmul_variants(DType::bf16));
   tables["quantize"] = describe("quantize", quantize_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
@@ -73,7 +74,7 @@ Array<float> run_matmul(const std::string& variant, const py::tuple& w, const Ar
   Array<float> y({x.shape(0), py::ssize_t(view.n_rows)});
   check(view.n_cols >= 1 && size_t(view.n_cols) <= kMatmulScratchFloats, ErrorKind::usage,
         "matmul: expected 1 to ", kMatmulScratchFloats, " columns, got ", view.n_cols);
-  MatmulFn* run = find(matmul_variants(), variant);
+  MatmulFn* run = find(matmul_variants(view.dtype), variant);
   static thread_local const Buffer scratch(kMatmulScratchFloats * sizeof(float));
   const MatmulArgs args{x.data(),        view, y.mutable_data(), int(x.shape(0)), size_t(view.n_rows),
                         scratch.floats()};

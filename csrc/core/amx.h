@@ -1,4 +1,4 @@
-// AMX's tiles of int8: eight registers of up to 16 rows of 64 bytes, and the product of two of them.
+// AMX's tiles: eight registers of up to 16 rows of 64 bytes, and the products of two of them.
 //
 // RUSSET_AMX_EMULATED puts plain C++ in place of the instructions, so that a kernel's loops can be tested on
 // a chip without them. Included by files built for AVX-512 alone.
@@ -50,6 +50,7 @@ inline void store_tile(void* to, size_t stride) {
   for (size_t r = 0; r < g_tiles.config.rows[tile]; ++r)
     std::memcpy(static_cast<char*>(to) + r * stride, g_tiles.data[tile][r], g_tiles.config.row_bytes[tile]);
 }
+// c[m, n] += sum over the 64 columns of a[m, k] * b[k / 4, 4 * n + k % 4], all int8, in int32
 template <int c, int a, int b>
 inline void add_product() {
   for (int m = 0; m < g_tiles.config.rows[c]; ++m)
@@ -58,6 +59,25 @@ inline void add_product() {
       std::memcpy(&sum, &g_tiles.data[c][m][4 * n], 4);
       for (int k = 0; k < g_tiles.config.row_bytes[a]; ++k)
         sum += int8_t(g_tiles.data[a][m][k]) * int8_t(g_tiles.data[b][k / 4][4 * n + k % 4]);
+      std::memcpy(&g_tiles.data[c][m][4 * n], &sum, 4);
+    }
+}
+
+// c[m, n] += sum over the 32 columns of a[m, k] * b[k / 2, 2 * n + k % 2], all bf16, in f32
+template <int c, int a, int b>
+inline void add_product_bf16() {
+  const auto value = [](const uint8_t* p) {
+    uint32_t bits = uint32_t(p[0]) << 16 | uint32_t(p[1]) << 24;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  };
+  for (int m = 0; m < g_tiles.config.rows[c]; ++m)
+    for (int n = 0; n < g_tiles.config.row_bytes[c] / 4; ++n) {
+      float sum;
+      std::memcpy(&sum, &g_tiles.data[c][m][4 * n], 4);
+      for (int k = 0; k < g_tiles.config.row_bytes[a] / 2; ++k)
+        sum += value(&g_tiles.data[a][m][2 * k]) * value(&g_tiles.data[b][k / 2][4 * n + 2 * (k % 2)]);
       std::memcpy(&g_tiles.data[c][m][4 * n], &sum, 4);
     }
 }
@@ -84,10 +104,13 @@ template <int tile>
 inline void store_tile(void* to, size_t stride) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(tile), "r"(to), "r"(stride) : "memory");
 }
-// c[m, n] += sum over the 64 columns of a[m, k] * b[k / 4, 4 * n + k % 4], all int8, in int32
 template <int c, int a, int b>
 inline void add_product() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b>
+inline void add_product_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
 #endif

@@ -45,8 +45,8 @@ static bool amx_is_granted() {
 #if defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // CPUID.7.0:EDX
-  if ((edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  constexpr unsigned kAll = 1u << 22 | 1u << 24 | 1u << 25;  // CPUID.7.0:EDX AMX-BF16, -TILE, -INT8
+  if ((edx & kAll) != kAll) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

@@ -14,7 +14,7 @@ enum Feature : unsigned {
   kAvx2 = 8,     // with fma and f16c
   kAvx512 = 16,  // f, bw, vl and dq
   kVnni = 32,    // vpdpbusd on 512 bits
-  kAmx = 64,     // tiles of int8, allowed by the system
+  kAmx = 64,     // tiles of int8 and bf16, allowed by the system
 };
 
 unsigned cpu_features();                       // Feature bits russet may use

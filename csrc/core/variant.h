@@ -31,6 +31,13 @@ const Variant<Fn>& pick(std::string_view op, std::span<const Variant<Fn>> table)
   no_such_variant(op, forced);
 }
 
+// What a variant of AMX needs: where its instructions are emulated, only what surrounds them (core/amx.h).
+#if defined(RUSSET_AMX_EMULATED)
+constexpr unsigned kNeedsAmx = kVnni;
+#else
+constexpr unsigned kNeedsAmx = kAmx;
+#endif
+
 // An op whose loop is <op>_simd.cpp: declares its variants, and gives their rows of the table.
 #if defined(__x86_64__)
 #define RUSSET_DECLARE_SIMD(op, Args) \

@@ -42,27 +42,43 @@ static void matmul_blas(const MatmulArgs& a) {
 #endif
 
 RUSSET_DECLARE_SIMD(matmul, MatmulArgs);
-
-static constexpr Variant<MatmulFn> kVariants[] = {
-#if defined(RUSSET_BLAS)
-    {"blas", kBaseline, matmul_blas},
+#if defined(__x86_64__)
+void matmul_amx(const MatmulArgs& args);
 #endif
-    RUSSET_SIMD_ROWS(matmul)  //
+
+#if defined(RUSSET_BLAS)
+#define RUSSET_BLAS_ROW {"blas", kBaseline, matmul_blas},
+#else
+#define RUSSET_BLAS_ROW
+#endif
+
+static constexpr Variant<MatmulFn> kVariantsBf16[] = {
+#if defined(__x86_64__)
+    {"amx", kNeedsAmx, matmul_amx},
+#endif
+    RUSSET_BLAS_ROW RUSSET_SIMD_ROWS(matmul)  //
     {"ref", kBaseline, matmul_ref},
 };
 
-std::span<const Variant<MatmulFn>> matmul_variants() {
+static constexpr Variant<MatmulFn> kVariants[] = {
+    RUSSET_BLAS_ROW RUSSET_SIMD_ROWS(matmul)  //
+    {"ref", kBaseline, matmul_ref},
+};
+
+std::span<const Variant<MatmulFn>> matmul_variants(DType dtype) {
 #if defined(RUSSET_BLAS) && !defined(__APPLE__)
   // Our threads call it side by side; a second pool inside it would fight with ours.
   static const bool single_threaded = (openblas_set_num_threads(1), true);
   (void)single_threaded;
 #endif
+  if (dtype == DType::bf16) return kVariantsBf16;
   return kVariants;
 }
 
 void matmul(const MatmulArgs& args) {
-  static MatmulFn* const run = pick("matmul", matmul_variants()).run;
-  run(args);
+  static MatmulFn* const run = pick("matmul", matmul_variants(DType::f32)).run;
+  static MatmulFn* const run_bf16 = pick("matmul_bf16", matmul_variants(DType::bf16)).run;
+  (args.w.dtype == DType::bf16 ? run_bf16 : run)(args);
 }
 
 const char* matmul_library() {

@@ -23,8 +23,8 @@ struct MatmulArgs {
   float* scratch;
 };
 using MatmulFn = void(const MatmulArgs&);
-std::span<const Variant<MatmulFn>> matmul_variants();  // fastest first, "ref" last
-void matmul(const MatmulArgs& args);                   // the best of them on this machine
-const char* matmul_library();                          // "Accelerate", OpenBLAS's own words, or "none"
+std::span<const Variant<MatmulFn>> matmul_variants(DType dtype);  // fastest first, "ref" last
+void matmul(const MatmulArgs& args);                              // the best of them on this machine
+const char* matmul_library();  // "Accelerate", OpenBLAS's own words, or "none"
 
 }  // namespace russet

@@ -51,11 +51,7 @@ void qmatmul_dotprod(const QmatmulArgs& a);
 
 static constexpr Variant<QmatmulFn> kVariants[] = {
 #if defined(__x86_64__)
-#if defined(RUSSET_AMX_EMULATED)
-    {"amx", kVnni, qmatmul_amx},
-#else
-    {"amx", kAmx, qmatmul_amx},
-#endif
+    {"amx", kNeedsAmx, qmatmul_amx},
     {"vnni", kVnni, qmatmul_vnni},
     {"avx2", kAvx2, qmatmul_avx2},
 #elif defined(__aarch64__)
