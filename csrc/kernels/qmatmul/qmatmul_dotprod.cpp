@@ -79,6 +79,8 @@ template <int bits, int n_tokens, typename T>
 inline void tile(const QmatmulArgs& a, const uint8_t* codes, int b, int t, int first, int depth) {
   const Packed& w = a.w;
   const size_t n_cols = size_t(w.n_cols), n_groups = size_t(w.n_groups());
+  const T* scales = static_cast<const T*>(w.band_of(w.scales, b));
+  const T* biases = w.biases ? static_cast<const T*>(w.band_of(w.biases, b)) : nullptr;
   const int8_t* x = a.x.codes + size_t(t) * n_cols + size_t(first);
   float* y = a.y + size_t(t) * a.y_stride + size_t(b * kBandRows);
   BandSums acc[n_tokens] = {};
@@ -97,11 +99,12 @@ inline void tile(const QmatmulArgs& a, const uint8_t* codes, int b, int t, int f
       for (int i = 0; i < n_tokens; ++i) sixteen.of[i] = vld1q_s8(x + size_t(i) * n_cols);
       add_16_columns<bits>(d, codes, sixteen);
     }
-    const Scales of = scales_of<T>(w, b, g);
+    const Scales of = scales_at(scales, biases, g, w.center());
     for (int i = 0; i < n_tokens; ++i) {
       if constexpr (n_tokens == 1)
         for (int v = 0; v < 4; ++v) d.of[0][i][v] = vaddq_s32(d.of[0][i][v], d.of[1][i][v]);
-      add_group(acc[i], d.of[0][i], of, x_scales[size_t(i) * n_groups], x_sums[size_t(i) * n_groups], w);
+      add_group(acc[i], d.of[0][i], of, x_scales[size_t(i) * n_groups], x_sums[size_t(i) * n_groups],
+                !biases);
     }
   }
   for (int i = 0; i < n_tokens; ++i) store_rows(y + size_t(i) * a.y_stride, acc[i], rows_in(w, b));

@@ -48,6 +48,8 @@ inline void tile(const QmatmulArgs& a, const int8_t* panel, int b, int t, int fi
   constexpr int n_pairs = (n_tokens + 1) / 2;
   const Packed& w = a.w;
   const size_t n_cols = size_t(w.n_cols), n_groups = size_t(w.n_groups());
+  const T* scales = static_cast<const T*>(w.band_of(w.scales, b));
+  const T* biases = w.biases ? static_cast<const T*>(w.band_of(w.biases, b)) : nullptr;
   const int8_t* x = a.x.codes + size_t(t) * n_cols + size_t(first);
   float* y = a.y + size_t(t) * a.y_stride + size_t(b * kBandRows);
   BandSums acc[n_tokens] = {};
@@ -72,7 +74,7 @@ inline void tile(const QmatmulArgs& a, const int8_t* panel, int b, int t, int fi
           for (int p = 0; p < n_pairs; ++p) d[p][r] = vmmlaq_s32(d[p][r], rows, eight[half][p]);
         }
     }
-    const Scales of = scales_of<T>(w, b, g);
+    const Scales of = scales_at(scales, biases, g, w.center());
     for (int i = 0; i < n_tokens; ++i) {
       const int32x4_t(&pair)[8] = d[i / 2];
       int32x4_t of_token[4];
@@ -80,7 +82,7 @@ inline void tile(const QmatmulArgs& a, const int8_t* panel, int b, int t, int fi
         of_token[v] =
             i % 2 == 0 ? vuzp1q_s32(pair[2 * v], pair[2 * v + 1]) : vuzp2q_s32(pair[2 * v], pair[2 * v + 1]);
       const size_t of_x = size_t(t + i) * n_groups + g;
-      add_group(acc[i], of_token, of, a.x.scales[of_x], a.x.sums[of_x], w);
+      add_group(acc[i], of_token, of, a.x.scales[of_x], a.x.sums[of_x], !biases);
     }
   }
   for (int i = 0; i < n_tokens; ++i) store_rows(y + size_t(i) * a.y_stride, acc[i], rows_in(w, b));

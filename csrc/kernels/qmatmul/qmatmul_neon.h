@@ -32,27 +32,26 @@ inline void store_rows(float* y, const BandSums& sums, int n) {
   if (n < kBandRows) std::memcpy(y, rows, size_t(n) * sizeof(float));
 }
 
-// One group of a band; `zero` stays unset where groups are symmetric.
+// Of one group; `zero` stays unset where groups are symmetric, which is where `biases` are null.
 struct Scales {
   Vec scale[4], zero[4];
 };
 template <typename T>
-inline Scales scales_of(const Packed& w, int b, size_t g) {
+inline Scales scales_at(const T* scales, const T* biases, size_t g, float center) {
   Scales of;
-  const T* scales = static_cast<const T*>(w.band_of(w.scales, b)) + g * kBandRows;
-  for (int v = 0; v < 4; ++v) of.scale[v] = load(scales + 4 * v);
-  if (!w.biases) return of;
-  const T* biases = static_cast<const T*>(w.band_of(w.biases, b)) + g * kBandRows;
-  for (int v = 0; v < 4; ++v) of.zero[v] = fma(splat(w.center()), of.scale[v], load(biases + 4 * v));
+  for (size_t v = 0; v < 4; ++v) of.scale[v] = load(scales + g * kBandRows + 4 * v);
+  if (!biases) return of;
+  for (size_t v = 0; v < 4; ++v)
+    of.zero[v] = fma(splat(center), of.scale[v], load(biases + g * kBandRows + 4 * v));
   return of;
 }
 
 // The group's share of one token, as the header has it: d are the sums of codes, x_sum that of activations.
 inline void add_group(BandSums& acc, const int32x4_t (&d)[4], const Scales& of, float x_scale, int32_t x_sum,
-                      const Packed& w) {
+                      bool symmetric) {
   for (int v = 0; v < 4; ++v)
     acc.quad[v] = fma(of.scale[v] * splat(x_scale), Vec{vcvtq_f32_s32(d[v])}, acc.quad[v]);
-  if (!w.biases) return;
+  if (symmetric) return;
   for (int v = 0; v < 4; ++v) acc.quad[v] = fma(of.zero[v], splat(x_scale * float(x_sum)), acc.quad[v]);
 }
 
