@@ -103,8 +103,12 @@ inline void tile(const QmatmulArgs& a, const uint8_t* codes, int b, int t, int f
     for (int i = 0; i < n_tokens; ++i) {
       if constexpr (n_tokens == 1)
         for (int v = 0; v < 4; ++v) d.of[0][i][v] = vaddq_s32(d.of[0][i][v], d.of[1][i][v]);
-      add_group(acc[i], d.of[0][i], of, x_scales[size_t(i) * n_groups], x_sums[size_t(i) * n_groups],
-                !biases);
+      add_codes(acc[i], d.of[0][i], of, x_scales[size_t(i) * n_groups]);
+    }
+    if (!biases) continue;
+    for (int i = 0; i < n_tokens; ++i) {
+      const size_t of_x = size_t(i) * n_groups;
+      add_zeros(acc[i], of, x_scales[of_x] * float(x_sums[of_x]));
     }
   }
   for (int i = 0; i < n_tokens; ++i) store_rows(y + size_t(i) * a.y_stride, acc[i], rows_in(w, b));

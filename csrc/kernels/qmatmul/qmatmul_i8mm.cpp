@@ -41,6 +41,20 @@ inline void unpack(const Packed& w, int b, int first, int depth, int8_t* panel) 
 
 // ---- the product ----
 
+template <int n_pairs>
+struct Sums {
+  int32x4_t of[n_pairs]
+              [8];  // rows r, r + 1 and tokens i, i + 1 as (r, i), (r, i + 1), (r + 1, i), (r + 1, i + 1)
+};
+
+template <int n_pairs>
+inline void add_8_columns(Sums<n_pairs>& d, const int8_t* panel, const int8x16_t (&x)[n_pairs]) {
+  for (int r = 0; r < 8; ++r) {
+    const int8x16_t rows = vld1q_s8(panel + 16 * r);
+    for (int p = 0; p < n_pairs; ++p) d.of[p][r] = vmmlaq_s32(d.of[p][r], rows, x[p]);
+  }
+}
+
 // One band, columns [first, first + depth) and tokens [t, t + n_tokens): y is set by the first columns and
 // added to by the rest.
 template <int n_tokens, typename T>
@@ -57,32 +71,33 @@ inline void tile(const QmatmulArgs& a, const int8_t* panel, int b, int t, int fi
     for (int i = 0; i < n_tokens; ++i) acc[i] = load_rows(y + size_t(i) * a.y_stride, rows_in(w, b));
   const size_t begin = size_t(first / w.group_size), end = begin + size_t(depth / w.group_size);
   for (size_t g = begin; g < end; ++g) {
-    int32x4_t d[n_pairs][8] =
-        {};  // of two rows and two tokens: (r, i), (r, i + 1), (r + 1, i), (r + 1, i + 1)
-    for (int c = 0; c < w.group_size; c += 16, x += 16) {
-      int8x16_t eight[2][n_pairs];
+    const float* x_scales = a.x.scales + size_t(t) * n_groups + g;
+    const int32_t* x_sums = a.x.sums + size_t(t) * n_groups + g;
+    Sums<n_pairs> d = {};
+    for (int c = 0; c < w.group_size; c += 16, x += 16, panel += 256) {
+      int8x16_t early[n_pairs], late[n_pairs];
       for (int p = 0; p < n_pairs; ++p) {
         const int8_t* of_pair = x + size_t(2 * p) * n_cols;
         const int64x2_t even = vreinterpretq_s64_s8(vld1q_s8(of_pair));
         const int64x2_t odd = 2 * p + 1 < n_tokens ? vreinterpretq_s64_s8(vld1q_s8(of_pair + n_cols)) : even;
-        eight[0][p] = vreinterpretq_s8_s64(vzip1q_s64(even, odd));
-        eight[1][p] = vreinterpretq_s8_s64(vzip2q_s64(even, odd));
+        early[p] = vreinterpretq_s8_s64(vzip1q_s64(even, odd));
+        late[p] = vreinterpretq_s8_s64(vzip2q_s64(even, odd));
       }
-      for (int half = 0; half < 2; ++half)
-        for (int r = 0; r < 8; ++r, panel += 16) {
-          const int8x16_t rows = vld1q_s8(panel);
-          for (int p = 0; p < n_pairs; ++p) d[p][r] = vmmlaq_s32(d[p][r], rows, eight[half][p]);
-        }
+      add_8_columns(d, panel, early);
+      add_8_columns(d, panel + 128, late);
     }
+    int32x4_t of_token[2 * n_pairs][4];
+    for (int p = 0; p < n_pairs; ++p)
+      for (int v = 0; v < 4; ++v) {
+        of_token[2 * p][v] = vuzp1q_s32(d.of[p][2 * v], d.of[p][2 * v + 1]);
+        of_token[2 * p + 1][v] = vuzp2q_s32(d.of[p][2 * v], d.of[p][2 * v + 1]);
+      }
     const Scales of = scales_at(scales, biases, g, w.center());
+    for (int i = 0; i < n_tokens; ++i) add_codes(acc[i], of_token[i], of, x_scales[size_t(i) * n_groups]);
+    if (!biases) continue;
     for (int i = 0; i < n_tokens; ++i) {
-      const int32x4_t(&pair)[8] = d[i / 2];
-      int32x4_t of_token[4];
-      for (int v = 0; v < 4; ++v)
-        of_token[v] =
-            i % 2 == 0 ? vuzp1q_s32(pair[2 * v], pair[2 * v + 1]) : vuzp2q_s32(pair[2 * v], pair[2 * v + 1]);
-      const size_t of_x = size_t(t + i) * n_groups + g;
-      add_group(acc[i], of_token, of, a.x.scales[of_x], a.x.sums[of_x], !biases);
+      const size_t of_x = size_t(i) * n_groups;
+      add_zeros(acc[i], of, x_scales[of_x] * float(x_sums[of_x]));
     }
   }
   for (int i = 0; i < n_tokens; ++i) store_rows(y + size_t(i) * a.y_stride, acc[i], rows_in(w, b));

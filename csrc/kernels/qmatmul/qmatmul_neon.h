@@ -46,13 +46,14 @@ inline Scales scales_at(const T* scales, const T* biases, size_t g, float center
   return of;
 }
 
-// The group's share of one token, as the header has it: d are the sums of codes, x_sum that of activations.
-inline void add_group(BandSums& acc, const int32x4_t (&d)[4], const Scales& of, float x_scale, int32_t x_sum,
-                      bool symmetric) {
+// The group's share of one token, as the header has it: first the sums of codes, then, where groups are not
+// symmetric, x_sum: that of activations times their scale.
+inline void add_codes(BandSums& acc, const int32x4_t (&d)[4], const Scales& of, float x_scale) {
   for (int v = 0; v < 4; ++v)
     acc.quad[v] = fma(of.scale[v] * splat(x_scale), Vec{vcvtq_f32_s32(d[v])}, acc.quad[v]);
-  if (symmetric) return;
-  for (int v = 0; v < 4; ++v) acc.quad[v] = fma(of.zero[v], splat(x_scale * float(x_sum)), acc.quad[v]);
+}
+inline void add_zeros(BandSums& acc, const Scales& of, float x_sum) {
+  for (int v = 0; v < 4; ++v) acc.quad[v] = fma(of.zero[v], splat(x_sum), acc.quad[v]);
 }
 
 }  // namespace
