@@ -1,6 +1,8 @@
 // Every variant of every kernel against its "ref", at sizes around the vector widths. The kernel tests in
-// Python ask more; this one needs no Python, and so runs on chips that are only emulated. .ci/run builds it
-// for arm64.
+// Python ask more; this one needs no Python, and so runs on chips that are only emulated. CMake builds it
+// with RUSSET_PYTHON=OFF, and .ci/run does so for arm64.
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +16,8 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
 #include "kernels/norm/norm.h"
+#include "kernels/qmatmul/qmatmul.h"
+#include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
 #include "kernels/widen/widen.h"
 
@@ -77,6 +81,16 @@ struct Worst {
   void see(double actual, double expected, double bound) {
     const double share = actual == expected ? 0 : std::abs(actual - expected) / bound;
     if (!(share <= worst)) worst = std::isnan(share) ? HUGE_VAL : share;
+    ++n;
+  }
+  // Of operations that are the same everywhere: equal bits, where a NaN is a NaN.
+  void see_bits(float actual, float expected) {
+    const bool same = std::bit_cast<uint32_t>(actual) == std::bit_cast<uint32_t>(expected);
+    if (!same && !(std::isnan(actual) && std::isnan(expected))) worst = HUGE_VAL;
+    ++n;
+  }
+  void see_bits(int actual, int expected) {
+    if (actual != expected) worst = HUGE_VAL;
     ++n;
   }
   double worst = 0;
@@ -277,9 +291,114 @@ void sweep_attention() {
   });
 }
 
+// Groups of every kind in turn: normal values, tiny and huge ones, zeros, too small to divide by, halves.
+void sweep_quantize() {
+  sweep("quantize", quantize_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const float damage : {0.0f, NAN, HUGE_VALF, -HUGE_VALF})
+      for (const int group_size : {32, 64, 128})
+        for (const int n_tokens : {1, 3}) {
+          const int n_groups = 7, n_cols = n_groups * group_size;
+          Floats x = normal(size_t(n_tokens * n_cols));
+          for (size_t i = 0; i < x.size(); ++i) {
+            const size_t c = i % size_t(group_size);
+            const float factors[] = {1, 1e-20f, 1e20f, 0, 1e-40f};
+            const size_t kind = i / size_t(group_size) % size_t(n_groups);
+            if (kind < 5) x[i] *= factors[kind];
+            if (kind == 5) x[i] = c == 0 ? -127 : float(c) - 0.5f;  // codes are halves: to even
+            if (kind == 6 && c + 1 == size_t(group_size)) x[i] += damage;
+          }
+          const size_t n_scales = size_t(n_tokens * n_groups);
+          std::vector<int8_t> codes(x.size(), 77), expected_codes = codes;
+          Floats scales(n_scales, 7), expected_scales = scales;
+          std::vector<int32_t> sums(n_scales, 7), expected_sums = sums;
+          run({x.data(), codes.data(), scales.data(), sums.data(), n_tokens, n_cols, group_size});
+          ref({x.data(), expected_codes.data(), expected_scales.data(), expected_sums.data(), n_tokens,
+               n_cols, group_size});
+          for (size_t i = 0; i < codes.size(); ++i) worst.see_bits(codes[i], expected_codes[i]);
+          for (size_t i = 0; i < n_scales; ++i) {
+            worst.see_bits(scales[i], expected_scales[i]);
+            worst.see_bits(sums[i], expected_sums[i]);
+          }
+        }
+  });
+}
+
+// Random codes, or extremes alone; rows past the last hold random ones too, which nothing may show.
+struct PackedWeights {
+  PackedWeights(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric, bool extreme)
+      : memory(packed_bytes(n_rows, n_cols, bits, group_size, dtype, symmetric)),
+        view(packed_at(memory.bytes(), n_rows, n_cols, bits, group_size, dtype, symmetric)) {
+    auto* codes = reinterpret_cast<uint8_t*>(memory.bytes());
+    const size_t n_codes = size_t(view.n_bands()) * view.band_bytes();
+    for (size_t i = 0; i < n_codes; ++i) {
+      const uint8_t lowest = bits == 8 ? 0x80 : 0x00, highest = bits == 8 ? 0x7f : 0xff;
+      codes[i] = !extreme ? uint8_t(g_random()) : g_random() % 8 ? lowest : highest;
+    }
+    const size_t n_scales = size_t(view.n_bands()) * view.band_scales();
+    for (const void* of_groups : {view.scales, view.biases}) {
+      if (!of_groups) continue;
+      const Weights values(dtype, 1, int(n_scales));
+      std::memcpy(const_cast<void*>(of_groups), values.view().data, n_scales * size_of(dtype));
+    }
+  }
+  Buffer memory;
+  Packed view;
+};
+
+struct QmatmulCase {
+  int n_tokens, n_rows, n_cols, bits, group_size;
+  DType dtype;
+  bool symmetric, extreme;
+};
+
+void qmatmul_case(QmatmulFn run, QmatmulFn ref, const QmatmulCase& c, const Buffer& scratch, Worst& worst) {
+  const PackedWeights w(c.n_rows, c.n_cols, c.bits, c.group_size, c.dtype, c.symmetric, c.extreme);
+  const size_t n_x = size_t(c.n_tokens) * size_t(c.n_cols), n_scales = n_x / size_t(c.group_size);
+  std::vector<int8_t> codes(n_x);
+  Floats scales = normal(n_scales);
+  std::vector<int32_t> sums(n_scales, 0);
+  for (size_t i = 0; i < n_x; ++i) {
+    codes[i] = int8_t(c.extreme ? (g_random() % 8 ? -127 : 127) : int(g_random() % 255) - 127);
+    sums[i / size_t(c.group_size)] += codes[i];
+  }
+  const size_t stride = size_t(c.n_rows) + 3;
+  Floats y(size_t(c.n_tokens) * stride - 3, 7), expected = y;
+  auto* memory = reinterpret_cast<uint8_t*>(scratch.bytes());
+  const QuantizedX x{codes.data(), scales.data(), sums.data()};
+  run({w.view, x, y.data(), c.n_tokens, stride, memory});
+  ref({w.view, x, expected.data(), c.n_tokens, stride, memory});
+  for (size_t i = 0; i < y.size(); ++i)  // what lies between the rows stays as it was
+    worst.see_bits(y[i], expected[i]);
+}
+
+void sweep_qmatmul() {
+  sweep("qmatmul", qmatmul_variants(), [](auto run, auto ref, Worst& worst) {
+    const Buffer scratch(kQmatmulScratchBytes);
+    for (const int n_tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 33})
+      for (const int n_rows : {1, 15, 16, 17, 33, 50})
+        for (const int bits : {8, 4})
+          for (const int group_size : {32, 64, 128})
+            for (const bool symmetric : {false, true}) {
+              const DType dtype = std::array{DType::f32, DType::f16, DType::bf16}[g_random() % 3];
+              const int n_cols = group_size * int(1 + g_random() % 4);
+              const bool extreme = g_random() % 4 == 0;
+              qmatmul_case(*run, *ref,
+                           {n_tokens, n_rows, n_cols, bits, group_size, dtype, symmetric, extreme}, scratch,
+                           worst);
+            }
+    for (const int n_tokens : {1, 4, 7})  // columns of a real model, several panels of them
+      for (const int bits : {8, 4})
+        qmatmul_case(*run, *ref, {n_tokens, 20, 9728, bits, 128, DType::bf16, bits == 8, false}, scratch,
+                     worst);
+  });
+}
+
 }  // namespace
 
 int main() {
+  std::printf("this chip has");
+  for (const std::string& name : cpu_feature_names()) std::printf(" %s", name.c_str());
+  std::printf("\n");
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     sweep_matvec(dtype);
     sweep_matmul(dtype);
@@ -289,6 +408,8 @@ int main() {
   sweep_rope();
   sweep_gate();
   sweep_attention();
+  sweep_quantize();
+  sweep_qmatmul();
   std::printf("%d passed, %d failed, %d skipped\n", g_passed, g_failed, g_skipped);
   return g_failed > 0;
 }
