@@ -15,6 +15,7 @@
 #include "bindings/arrays.h"
 #include "core/check.h"
 #include "core/cpu.h"
+#include "core/machine.h"
 #include "core/parallel.h"
 #include "kernels/matmul/matmul.h"
 #include "kv_cache/kv_cache.h"
@@ -337,6 +338,8 @@ PYBIND11_MODULE(_core, m) {
           py::arg("logits"), py::arg("seen") = std::vector<int32_t>{});
 
   m.def("default_threads", &default_threads);
+  m.def("read_bandwidth", &read_bandwidth, py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());
+  m.def("int8_peak", &int8_peak, py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());
   m.def("cpu_name", &cpu_name);
   m.def("cpu_features", &cpu_feature_names);
   m.def("matmul_library", &matmul_library);

@@ -195,6 +195,13 @@ class Model:
         """A fresh cache to run the model by hand: see russet.backends.Session."""
         return self.backend.session(self.n_ctx)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads: all, but of a table only one row."""
+        from russet.inspection import read_bytes_per_token  # which imports this file
+
+        return read_bytes_per_token(self.checkpoint)
+
     def clear_cache(self) -> None:
         """Forget the last conversation, and give its memory back."""
         with self._lock:

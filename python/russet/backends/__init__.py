@@ -40,6 +40,7 @@ class Backend(Protocol):
     """A model on one device."""
 
     name: str
+    n_threads: int  #: CPU threads it computes on; may be set between calls, sessions stay valid
 
     def session(self, n_ctx: int) -> Session: ...
 

@@ -22,11 +22,17 @@ class CpuBackend:
     def __init__(self, config: Config, weights: Weights, *, threads: int | None = None) -> None:
         core = core_config(config)
         self._model = _core.Model(core, weights)
-        self._cpu = _core.Cpu(core, _core.default_threads() if threads is None else threads)
+        self._config = core
+        self.n_threads = _core.default_threads() if threads is None else threads
 
     @property
     def n_threads(self) -> int:
+        """Threads that compute; may be set between calls, sessions stay valid. Raises UsageError outside 1 to 1024."""
         return self._cpu.n_threads
+
+    @n_threads.setter
+    def n_threads(self, n_threads: int) -> None:
+        self._cpu = _core.Cpu(self._config, n_threads)
 
     def session(self, n_ctx: int) -> CpuSession:
         return CpuSession(self, _core.KvCache(self._model, n_ctx))

@@ -14,18 +14,27 @@ import traceback
 from collections.abc import Sequence
 
 import russet
-from russet.cli import chat, doctor, generate, inspect
+from russet.cli import bench, chat, doctor, generate, inspect, perplexity
 from russet.cli.flags import Parser
 from russet.cli.terminal import notices, say
 from russet.errors import RussetError, UsageError
 
-COMMANDS = {"generate": generate, "chat": chat, "inspect": inspect, "doctor": doctor}
+COMMANDS = {
+    "generate": generate,
+    "chat": chat,
+    "bench": bench,
+    "perplexity": perplexity,
+    "inspect": inspect,
+    "doctor": doctor,
+}
 
 EXAMPLES = """\
 examples:
   russet generate "Once upon a time"
   russet generate --model Qwen/Qwen3-0.6B "Why is the sky blue?"
   russet chat --model ./my-model
+  russet bench --model ./my-model -p 512 -n 128
+  russet perplexity --model ./my-model text.txt
   russet inspect ./my-model
   russet doctor
 

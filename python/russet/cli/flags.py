@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import russet
@@ -40,14 +42,15 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how to load it: see russet.load()."""
+def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
+    """Which model, and how to load it: see russet.load(). threads=False: the command has a flag of its own for them."""
     group = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
     add = group.add_argument
     add("--model", "-m", default=None, help="folder, or hub id like org/name (default: the built-in demo)")
     add_source_flags(group)
     add_memory_flags(group)
-    add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
+    if threads:
+        add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
     add("--backend", metavar="NAME", help="auto or cpu")
     add("--no-strict", dest="strict", action="store_false", help="leave out tensors the model has no place for")
 
@@ -98,13 +101,19 @@ def generate_options(args: argparse.Namespace) -> GenerateKeywords:
     return cast("GenerateKeywords", options)
 
 
-def load_model(args: argparse.Namespace) -> russet.Model:
-    """The model that the flags of add_model_flags() ask for."""
-    folder = None
-    if args.model is not None:  # first, and alone: a download draws bars of its own, which a spinner would garble
-        folder = resolve(args.model, **given(args, "revision", "local_files_only"))
+def find_model(args: argparse.Namespace) -> Path | None:
+    """The folder that the flags of add_model_flags() ask for, downloaded if need be; None for the demo."""
+    if args.model is None:
+        return None
+    return resolve(args.model, **given(args, "revision", "local_files_only"))
+
+
+def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> russet.Model:
+    """The model that the flags of add_model_flags() ask for; `changes` are options of russet.load() that win."""
+    folder = find_model(args)  # first, and alone: a download draws bars of its own, which a spinner would garble
+    options = given(args, "backend", "threads", "n_ctx", "max_memory", "strict") | dict(changes or {})
     with status(f"loading {args.model or 'the demo'}"):
-        return russet.load(folder, **given(args, "backend", "threads", "n_ctx", "max_memory", "strict"))
+        return russet.load(folder, **options)
 
 
 def uses_template(args: argparse.Namespace, model: russet.Model) -> bool:
