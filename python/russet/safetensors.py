@@ -74,6 +74,32 @@ class Tensor:
             raise _damaged(where, "a shape that numpy can have", self.shape) from error
 
 
+def widened(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 copy of an f32, f16 or (as uint16) bf16 array; exact."""
+    if dtype == "bf16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Lets the system take back the memory behind a view of a mapped file; it comes again when touched.
+
+    Does nothing for an array of another kind, or where the system cannot do it.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if not isinstance(owner, mmap.mmap) or not array.flags.c_contiguous or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages alone: others hold a neighbour's bytes
+    n_bytes = begin + array.nbytes - first
+    if n_bytes > 0:
+        owner.madvise(mmap.MADV_DONTNEED, first, n_bytes)
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Every tensor of the file, in the order of its bytes. Raises CheckpointError."""
     path = Path(path)

@@ -40,6 +40,7 @@ class Backend(Protocol):
     """A model on one device."""
 
     name: str
+    weight_bytes: int  #: bytes of weights that computing one more token reads
 
     def session(self, n_ctx: int) -> Session: ...
 

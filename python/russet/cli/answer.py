@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import russet
 from russet.cli.terminal import status
-from russet.inspection import read_bytes_per_token
 
 
 @dataclass
@@ -73,5 +72,5 @@ def statistics(model: russet.Model, last: russet.Piece) -> Statistics:
         first_token_s=last.first_token_s,
         prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s,
         tokens_per_s=last.tokens_per_s,
-        gb_per_s=read_bytes_per_token(model.checkpoint) * last.tokens_per_s / 1e9,
+        gb_per_s=model.weight_bytes * last.tokens_per_s / 1e9,
     )

@@ -61,16 +61,27 @@ class Family:
 def _refuse_what_none_can(hf: Reader) -> None:
     for key in ("quantization_config", "quantization"):
         if key in hf:
-            method = hf.section(key).text("quant_method", "an unnamed method")
-            raise ConfigError(
-                f"{hf.where}: {key}: weights quantised by {method:.80}; for now russet reads only "
-                "f32, f16 and bf16 safetensors: pass the checkpoint these were made from"
-            )
+            _refuse_other_quantizations(hf.section(key))
     for key in ("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"):
         if hf.flag(key, False):
             raise hf.refuse(key, "russet runs decoders alone, each token seeing those before it")
     if "per_layer_config" in hf:
         raise hf.refuse("per_layer_config", "russet runs layers that are all of one size")
+
+
+def _refuse_other_quantizations(hf: Reader) -> None:
+    """Takes MLX's affine groups alone, of 8 or 4 bits; how they are cut the tensors themselves say."""
+    read = "f32, f16 and bf16 safetensors, and MLX's affine groups of 8 or 4 bits"
+    way_out = f"russet reads {read}: pass the checkpoint these were made from"
+    if "quant_method" in hf or "bits" not in hf:
+        method = hf.text("quant_method", "an unnamed method")
+        raise ConfigError(f"{hf.where}: weights quantised by {method:.80}; {way_out}")
+    modules = [hf.section(key) for key, value in hf.values.items() if isinstance(value, Mapping)]
+    for module in (hf, *modules):
+        if module.text("mode", "affine") != "affine":
+            raise module.refuse("mode", way_out)
+        if module.size("bits", 8) not in (8, 4):
+            raise module.refuse("bits", way_out)
 
 
 @cache
