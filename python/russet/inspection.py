@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from russet import memory
@@ -256,7 +256,7 @@ def _tensor_report(
         if names or source.optional:
             found = {part: tensors[part] for name in names for part in (name, *group_names(name)) if part in tensors}
             try:
-                bound = bind(found, {role: replace(source, rows=None)}, config, strict=False)  # without rows: no copy
+                bound = bind(found, {role: source.whole()}, config, strict=False)  # without rows: no copy
                 if isinstance(weight := bound.get(role), QuantizedTensor):
                     quantized[names[0]] = weight
             except WeightsError as error:

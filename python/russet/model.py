@@ -23,7 +23,7 @@ from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.quantization import Quantization
 from russet.tokenizer import Message, Tokenizer
-from russet.weights import Weights, bind, find_non_finite, plan_quantization, planned_bytes
+from russet.weights import Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,9 +73,13 @@ def load(
     family = family_of(hf)
     config = family.config(hf)
     sources = family.sources(hf, config)
-    plan = plan_quantization(checkpoint.tensors, sources, quantization) if quantization else {}
+    plan, weight_bytes = {}, checkpoint.n_bytes
+    if quantization:
+        sources = without_copied_head(checkpoint.tensors, sources, config)
+        plan = plan_quantization(checkpoint.tensors, sources, quantization)
+        weight_bytes = needed_bytes(checkpoint.tensors, sources, plan)
     n_ctx = memory.choose_n_ctx(
-        weight_bytes=checkpoint.n_bytes + planned_bytes(checkpoint.tensors, plan),
+        weight_bytes=weight_bytes,
         bytes_per_token=config.cache_bytes_per_token,
         max_ctx=config.max_ctx,
         n_ctx=n_ctx,

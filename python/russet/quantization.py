@@ -148,7 +148,9 @@ class TensorError:
     cosine: float  #: between the weights before and after, 1 where they point the same way
 
 
-def quantize(weights: _Array, dtype: str, how: Quantization, *, name: str, n_threads: int = 1) -> QuantizedTensor:
+def quantize_matrix(
+    weights: _Array, dtype: str, how: Quantization, *, name: str, n_threads: int = 1
+) -> QuantizedTensor:
     """Quantise a matrix [n_rows, n_cols] of f32, f16 or (as uint16) bf16; `how.group_size` must divide n_cols.
 
     Raises WeightsError, with the tensor's name, on NaN and infinity.

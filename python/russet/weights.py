@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from russet.config import Config
 from russet.errors import UsageError, WeightsError
-from russet.quantization import BITS, GROUP_SIZES, Quantization, QuantizedTensor, quantize
+from russet.quantization import BITS, GROUP_SIZES, Quantization, QuantizedTensor, quantize_matrix
 from russet.safetensors import Tensor, release_pages, widened
 
 DTYPES = ("f32", "f16", "bf16")
@@ -33,10 +33,21 @@ class Source:
     transposed: bool = False  #: stored [n_inputs, n_outputs] (GPT-2)
     rows: slice | np.ndarray[Any, Any] | None = None  #: which of its n_outputs rows, all by default
     plus: float = 0.0  #: added to every value (Gemma stores norms as w - 1)
+    mlx_name: str | None = None  #: what mlx-lm calls it, where that is yet another name
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.name, *self.other_names)
+        return (self.name, *self.other_names, *((self.mlx_name,) if self.mlx_name else ()))
+
+    def whole(self) -> Source:
+        """The same with all rows."""
+        return replace(self, rows=None)
+
+    def of(self, tensor: Tensor) -> Source:
+        """The same, as this tensor holds it: what mlx-lm has named or quantised is stored outputs by inputs."""
+        if self.transposed and (tensor.name == self.mlx_name or tensor.dtype == "u32"):
+            return replace(self, transposed=False, shape=self.shape and self.shape[::-1])
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +62,8 @@ class ToQuantize:
 
     def quantize(self, n_threads: int = 1) -> QuantizedTensor:
         """Raises WeightsError, with the tensor's name, on NaN and infinity."""
-        floats = _floats(self.tensor, self.source)
-        quantized = quantize(floats, self.tensor.dtype, self.how, name=self.tensor.name, n_threads=n_threads)
+        floats = floats_of(self.tensor, self.source)
+        quantized = quantize_matrix(floats, self.tensor.dtype, self.how, name=self.tensor.name, n_threads=n_threads)
         release_pages(self.tensor.data)
         return quantized
 
@@ -113,6 +124,7 @@ def bind(
         name = next((name for name in source.names if name in tensors), None)
         if name is not None:
             tensor, shape = tensors[name], _shape_of(role, shapes)
+            source = source.of(tensor)
             if tensor.dtype == "u32" and shape is not None and len(shape) == 2:
                 quantized = _quantized(tensors, tensor, source, shape)
                 weights[role] = (quantized.dequantized(), "f32") if role == POSITIONS else quantized
@@ -161,13 +173,13 @@ def _check(tensor: Tensor, source: Source, shape: tuple[int, ...] | None, config
 
 
 def _take(tensor: Tensor, source: Source) -> tuple[np.ndarray[Any, Any], str]:
-    array = _floats(tensor, source)
+    array = floats_of(tensor, source)
     if array.ndim == 1:
         return widened(array, tensor.dtype) + np.float32(source.plus), "f32"
     return array, tensor.dtype
 
 
-def _floats(tensor: Tensor, source: Source) -> np.ndarray[Any, Any]:
+def floats_of(tensor: Tensor, source: Source) -> np.ndarray[Any, Any]:
     """The source's part of the tensor, outputs by inputs and contiguous: a view wherever it can be."""
     array = tensor.numpy()
     if source.transposed and array.ndim == 2:
@@ -199,8 +211,6 @@ def _quantized(tensors: Mapping[str, Tensor], codes: Tensor, source: Source, sha
             "of MLX's modes russet reads 'affine': convert again with it"
         )
     n_rows, n_cols = source.shape or shape
-    if source.shape and source.transposed:
-        n_rows, n_cols = n_cols, n_rows  # in affine groups matrices are stored outputs by inputs, always
     bits = codes.shape[1] * 32 / n_cols if len(codes.shape) == 2 else 0
     group_size = n_cols / scales.shape[1] if len(scales.shape) == 2 and scales.shape[1] else 0
     known = bits in BITS and group_size in GROUP_SIZES
@@ -234,7 +244,7 @@ def plan_quantization(
                 f"quantize: {name} is quantised already; load it as it is, or quantise the checkpoint it was made from"
             )
         if name is not None and len(tensors[name].shape) == 2 and role != POSITIONS:
-            matrices[name] = source
+            matrices[name] = source.of(tensors[name])
     for pattern in quantization.overrides:
         if not any(fnmatchcase(name.removesuffix(".weight"), pattern) for name in matrices):
             example = next(iter(matrices), "model.embed_tokens.weight").removesuffix(".weight")
@@ -248,15 +258,35 @@ def plan_quantization(
     return plan
 
 
-def planned_bytes(tensors: Mapping[str, Tensor], plan: Mapping[str, Quantization]) -> int:
-    """How many bytes the tensors' total changes by when the plan is carried out: a negative number."""
-    change = 0
-    for name, how in plan.items():
-        tensor = tensors[name]
-        n_weights = math.prod(tensor.shape)
-        of_group = tensor.nbytes // max(n_weights, 1) * (1 if how.symmetric else 2)
-        change += n_weights * how.bits // 8 + n_weights // how.group_size * of_group - tensor.nbytes
-    return change
+def needed_bytes(tensors: Mapping[str, Tensor], sources: Mapping[str, Source], plan: Mapping[str, Quantization]) -> int:
+    """Bytes of all that the sources take, once the plan is carried out."""
+    names = {next((name for name in source.names if name in tensors), None) for source in sources.values()}
+    return sum(_needed_bytes(tensors[name], plan.get(name)) for name in names if name)
+
+
+def _needed_bytes(tensor: Tensor, how: Quantization | None) -> int:
+    n_weights = math.prod(tensor.shape)
+    if how is None or n_weights == 0:
+        return tensor.nbytes
+    return n_weights * how.bits // 8 + 2 * (n_weights // how.group_size) * (tensor.nbytes // n_weights)
+
+
+def without_copied_head(
+    tensors: Mapping[str, Tensor], sources: Mapping[str, Source], config: Config
+) -> dict[str, Source]:
+    """The sources but for a head that the checkpoint stores although it is the same as the embedding."""
+    sources = dict(sources)
+    if config.tied_head:
+        embed, head = (
+            next((tensors[name] for name in sources[role].names if name in tensors), None)
+            for role in ("embed.w", "head.w")
+        )
+        if embed and head and embed.dtype == head.dtype and np.array_equal(embed.data, head.data):
+            del sources["head.w"]
+        for tensor in (embed, head):
+            if tensor:
+                release_pages(tensor.data)
+    return sources
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> Tensor | None:

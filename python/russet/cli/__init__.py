@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Sequence
 
 import russet
-from russet.cli import chat, doctor, generate, inspect
+from russet.cli import chat, doctor, generate, inspect, quantize
 from russet.cli.flags import Parser
 from russet.cli.terminal import notices, say
 from russet.errors import RussetError, UsageError
 
-COMMANDS = {"generate": generate, "chat": chat, "inspect": inspect, "doctor": doctor}
+COMMANDS = {"generate": generate, "chat": chat, "inspect": inspect, "quantize": quantize, "doctor": doctor}
 
 EXAMPLES = """\
 examples:
@@ -27,6 +27,7 @@ examples:
   russet generate --model Qwen/Qwen3-0.6B "Why is the sky blue?"
   russet chat --model ./my-model
   russet inspect ./my-model
+  russet quantize Qwen/Qwen3-0.6B ./qwen3-int8
   russet doctor
 
 `russet COMMAND --help` lists a command's flags.

@@ -6,6 +6,7 @@ A family file says what is particular to its checkpoints and leaves arithmetic t
     IGNORED                 patterns of tensor names that carry nothing
     config(hf)              config.json as the numbers the core needs; refuses what russet cannot do
     sources(hf, config)     role -> where its weight is found in the checkpoint
+    mlx_name(name)          what mlx-lm calls the tensor of this name; only where that is another name
 
 CONTRIBUTING.md has the recipe for a new one.
 """
@@ -16,7 +17,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -55,7 +56,14 @@ class Family:
 
     def sources(self, hf: Reader, config: Config) -> dict[str, Source]:
         """Where each role's weight is found."""
-        return self.file.sources(hf.with_defaults(self.file.DEFAULTS), config)
+        sources = self.file.sources(hf.with_defaults(self.file.DEFAULTS), config)
+        if not hasattr(self.file, "mlx_name"):
+            return sources
+        return {role: replace(source, mlx_name=self.mlx_name(source.name)) for role, source in sources.items()}
+
+    def mlx_name(self, name: str) -> str:
+        """What mlx-lm calls the tensor of this name."""
+        return self.file.mlx_name(name) if hasattr(self.file, "mlx_name") else name
 
 
 def _refuse_what_none_can(hf: Reader) -> None:
