@@ -276,12 +276,20 @@ REFUSED = {
     ),
     "quantised": (
         "llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "config.json: quantization_config: weights quantised by gptq; for now russet reads only f32, f16 and bf16 "
-        "safetensors: pass the checkpoint these were made from",
+        "config.json: quantization_config: weights quantised by gptq; russet reads f32, f16 and bf16 safetensors, and "
+        "MLX's affine groups of 8 or 4 bits: pass the checkpoint these were made from",
     ),
-    "quantised by mlx": (
-        "llama", {"quantization": {"group_size": 64, "bits": 4}},
-        "config.json: quantization: weights quantised by an unnamed method; for now",
+    "quantised to 6 bits": (
+        "llama", {"quantization": {"group_size": 64, "bits": 6}},
+        "config.json: quantization: bits=6: russet reads f32, f16 and bf16 safetensors, and MLX's affine groups of 8",
+    ),
+    "quantised in part to 3 bits": (
+        "llama", {"quantization": {"group_size": 64, "bits": 4, "lm_head": {"group_size": 64, "bits": 3}}},
+        "config.json: quantization: lm_head: bits=3: russet reads",
+    ),
+    "another mode": (
+        "llama", {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},
+        "config.json: quantization: mode='mxfp4': russet reads",
     ),
     "encoder": ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True: russet runs decoders alone"),
     "cross-attention": ("gpt2", {"add_cross_attention": True}, "config.json: add_cross_attention=True: russet runs"),

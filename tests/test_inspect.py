@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import russet
 from russet import cli
-from russet.inspection import Inspection, inspect, read_bytes_per_token
+from russet.inspection import Inspection, inspect
 from russet.model import DEMO
 
 CONFIG = {
@@ -137,15 +137,6 @@ def test_shards_and_dtypes(folder):
     assert [file.name for file in found.files] == ["model-1.safetensors", "model-2.safetensors"]
     assert sum(file.n_tensors for file in found.files) == len(SHAPES)
     assert [(d.dtype, d.n_tensors) for d in found.dtypes] == [("f32", len(SHAPES) - 1), ("f16", 1)]
-
-
-def test_bytes_read_for_a_token(folder):
-    vocabulary, others = 2048 * 16, sum(int(np.prod(shape)) for shape in SHAPES.values()) - 2 * 2048 * 16
-    untied = read_bytes_per_token(russet.load(folder).checkpoint)
-    assert untied == 4 * others + 2 * vocabulary  # the head in f16; of the embedding, one row
-    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
-    change_config(folder, tie_word_embeddings=True)
-    assert read_bytes_per_token(russet.load(folder).checkpoint) == 4 * others + 4 * vocabulary
 
 
 ROPES = {

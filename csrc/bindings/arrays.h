@@ -41,15 +41,23 @@ inline View view_of(const pybind11::handle& tensor) {
 struct PackedMatrix {
   std::shared_ptr<Arena> arena;
   Packed view;
+
+  size_t n_bytes() const {
+    return packed_bytes(view.n_rows, view.n_cols, view.bits, view.group_size, view.dtype, !view.biases);
+  }
 };
+
+inline void check_groups(int bits, int group_size) {
+  check((bits == 4 || bits == 8) && (group_size == 32 || group_size == 64 || group_size == 128),
+        ErrorKind::weights, "affine groups: expected 4 or 8 bits in groups of 32, 64 or 128, got ", bits,
+        " in groups of ", group_size);
+}
 
 // MLX's arrays -> view: codes uint32 [n_rows, n_cols * bits / 32], scales and biases [n_rows, n_groups] of
 // dtype.
 inline Affine affine_of(const pybind11::array& codes, const pybind11::array& scales,
                         const pybind11::array& biases, const std::string& dtype, int bits, int group_size) {
-  check((bits == 4 || bits == 8) && (group_size == 32 || group_size == 64 || group_size == 128),
-        ErrorKind::weights, "affine groups: expected 4 or 8 bits in groups of 32, 64 or 128, got ", bits,
-        " in groups of ", group_size);
+  check_groups(bits, group_size);
   const auto is = [](const pybind11::array& a, size_t size) {
     return a.ndim() == 2 && (a.flags() & pybind11::array::c_style) && size_t(a.itemsize()) == size;
   };

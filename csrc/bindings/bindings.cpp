@@ -21,6 +21,7 @@
 #include "kv_cache/kv_cache.h"
 #include "model/forward.h"
 #include "sampler/sampler.h"
+#include "weights/affine.h"
 #include "weights/arena.h"
 
 namespace py = pybind11;
@@ -118,6 +119,43 @@ PackedMatrix make_packed(const std::shared_ptr<Arena>& arena, const py::array& c
   char* memory =
       arena->take(packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric));
   return {arena, pack(affine, symmetric, memory, n_threads)};
+}
+
+// Floats to MLX's arrays: codes uint32, scales and biases of the floats' dtype (bf16 as uint16).
+py::tuple make_affine(const py::object& w, const std::string& dtype, int bits, int group_size, bool symmetric,
+                      int n_threads) {
+  const View view = view_of(py::make_tuple(w, dtype));
+  check_groups(bits, group_size);
+  check(view.n_rows >= 1 && view.n_cols >= 1 && view.n_cols % group_size == 0, ErrorKind::weights,
+        "affine groups: expected columns in groups of ", group_size, ", got ", view.n_cols);
+  const py::ssize_t n_words = py::ssize_t(view.n_cols) * bits / 32, n_groups = view.n_cols / group_size;
+  const py::dtype scale_type(view.dtype == DType::f32 ? "f4" : view.dtype == DType::f16 ? "f2" : "u2");
+  py::array_t<uint32_t> codes({py::ssize_t(view.n_rows), n_words});
+  py::array scales(scale_type, {py::ssize_t(view.n_rows), n_groups});
+  py::array biases(scale_type, {py::ssize_t(view.n_rows), n_groups});
+  {
+    uint32_t* words = codes.mutable_data();
+    void *scale_data = scales.mutable_data(), *bias_data = biases.mutable_data();
+    const py::gil_scoped_release release;
+    to_affine(view, bits, group_size, symmetric, words, scale_data, bias_data, n_threads);
+  }
+  return py::make_tuple(codes, scales, biases);
+}
+
+// What affine groups have lost of the floats: max |w - v|, then sums of (w - v)^2, w^2, v^2 and w v.
+py::tuple errors_of(const py::object& w, const std::string& dtype, const py::array& codes,
+                    const py::array& scales, const py::array& biases, int bits, int group_size,
+                    int n_threads) {
+  const View view = view_of(py::make_tuple(w, dtype));
+  const Affine affine = affine_of(codes, scales, biases, dtype, bits, group_size);
+  check(view.n_rows == affine.n_rows && view.n_cols == affine.n_cols, ErrorKind::weights,
+        "affine groups: expected floats of the same shape");
+  AffineErrors e;
+  {
+    const py::gil_scoped_release release;
+    e = affine_errors(view, affine, n_threads);
+  }
+  return py::make_tuple(e.max_error, e.errors, e.ww, e.vv, e.wv);
 }
 
 // tensors: role -> (array, dtype) or PackedMatrix. Matrices in f32, f16 or bf16 (as uint16), vectors in f32.
@@ -290,6 +328,19 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<size_t>(), py::arg("n_bytes"))
       .def_property_readonly("used", &Arena::used);
 
+  m.def(
+      "packed_bytes",
+      [](int n_rows, int n_cols, int bits, int group_size, const std::string& dtype, bool symmetric) {
+        check_groups(bits, group_size);
+        return packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric);
+      },
+      py::arg("n_rows"), py::arg("n_cols"), py::arg("bits"), py::arg("group_size"), py::arg("dtype"),
+      py::arg("symmetric"));
+  m.def("to_affine", &make_affine, py::arg("w"), py::arg("dtype"), py::arg("bits"), py::arg("group_size"),
+        py::arg("symmetric"), py::arg("n_threads") = 1);
+  m.def("affine_errors", &errors_of, py::arg("w"), py::arg("dtype"), py::arg("codes"), py::arg("scales"),
+        py::arg("biases"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1);
+
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init(&make_packed), py::arg("arena"), py::arg("codes"), py::arg("scales"), py::arg("biases"),
            py::arg("dtype"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1)
@@ -297,6 +348,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("n_cols", [](const PackedMatrix& p) { return p.view.n_cols; })
       .def_property_readonly("bits", [](const PackedMatrix& p) { return p.view.bits; })
       .def_property_readonly("group_size", [](const PackedMatrix& p) { return p.view.group_size; })
+      .def_property_readonly("n_bytes", &PackedMatrix::n_bytes)
       .def_property_readonly("symmetric", [](const PackedMatrix& p) { return !p.view.biases; })
       .def("row", [](const PackedMatrix& p, int row) {
         check(row >= 0 && row < p.view.n_rows, ErrorKind::usage, "row: expected 0 to ", p.view.n_rows - 1);

@@ -25,6 +25,8 @@ from russet.errors import (
 from russet.generation import Piece
 from russet.model import Model, load
 from russet.options import GenerateOptions
+from russet.quantization import Quantization
+from russet.save_quantized import save_quantized
 from russet.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ __all__ = [
     "NotEnoughMemory",
     "NumericalError",
     "Piece",
+    "Quantization",
     "RussetError",
     "TemplateError",
     "Tokenizer",
@@ -48,4 +51,5 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "load",
+    "save_quantized",
 ]

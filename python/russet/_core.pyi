@@ -64,6 +64,7 @@ class PackedMatrix:
     bits: int
     group_size: int
     symmetric: bool
+    n_bytes: int
     def __init__(
         self,
         arena: Arena,
@@ -117,6 +118,19 @@ class Sampler:
 class kernels:
     @staticmethod
     def variants() -> dict[str, list[tuple[str, bool, bool]]]: ...
+
+def packed_bytes(n_rows: int, n_cols: int, bits: int, group_size: int, dtype: str, symmetric: bool) -> int:
+    """What a PackedMatrix of this shape takes of an arena."""
+
+def to_affine(
+    w: _Array, dtype: str, bits: int, group_size: int, symmetric: bool, n_threads: int = 1
+) -> tuple[_Array, _Array, _Array]:
+    """Floats [n_rows, n_cols] to codes, scales and biases; raises WeightsError on NaN and infinity."""
+
+def affine_errors(
+    w: _Array, dtype: str, codes: _Array, scales: _Array, biases: _Array, bits: int, group_size: int, n_threads: int = 1
+) -> tuple[float, float, float, float, float]:
+    """Of weights w and what groups make of them, v: max |w - v|, then sums of (w - v)^2, w^2, v^2 and w v."""
 
 def default_threads() -> int: ...
 def read_bandwidth(n_threads: int) -> float:

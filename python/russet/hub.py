@@ -17,7 +17,7 @@ from russet.errors import CheckpointError, HubError
 from russet.safetensors import INDEX_NAME, weight_files
 
 #: All a model has beside its weights. Here a star also stands for slashes: chat_templates/tool.jinja.
-_TEXT_FILES = [
+TEXT_FILES = [
     "config.json", "generation_config.json", INDEX_NAME, "tokenizer*", "*.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 ]  # fmt: skip
@@ -79,7 +79,7 @@ def _download(model: str, revision: str | None) -> Path:
 
     # Weights last, so that a cache with the weights has all the rest. They are asked for by commit, since a
     # branch may move in the meantime, and by name, since many repositories hold them in several formats.
-    folder = Path(snapshot_download(model, revision=revision, allow_patterns=_TEXT_FILES, tqdm_class=Bar))
+    folder = Path(snapshot_download(model, revision=revision, allow_patterns=TEXT_FILES, tqdm_class=Bar))
     commit, names = folder.name, [file.name for file in weight_files(folder)]
     snapshot_download(model, revision=commit, allow_patterns=names, tqdm_class=Bar)
     for name in _missing(folder):  # snapshot_download() passes over these in silence: raise the reason

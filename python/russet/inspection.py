@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from russet import memory
@@ -20,9 +20,10 @@ from russet.hub import resolve
 from russet.model import load
 from russet.models import family_of
 from russet.options import options_of
+from russet.quantization import QuantizedTensor
 from russet.safetensors import Tensor, read_json_object, read_safetensors, weight_files
 from russet.tokenizer import Tokenizer
-from russet.weights import Source, bind, extra_tensors
+from russet.weights import Source, bind, extra_tensors, group_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Inspection:
     architecture: Architecture | None
     n_parameters: int
     dtypes: tuple[DtypeReport, ...]  #: the most bytes first
+    quantizations: tuple[QuantizationReport, ...]  #: of the matrices in affine groups, the most bytes first
     files: tuple[FileReport, ...]
     tensors: TensorReport | None
     tokenizer: TokenizerReport | None
@@ -74,6 +76,17 @@ class DtypeReport:
 
     dtype: str
     n_tensors: int
+    n_parameters: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationReport:
+    """All matrices in affine groups of one kind; each is three tensors: codes, scales and biases."""
+
+    bits: int
+    group_size: int
+    n_matrices: int
     n_parameters: int
     n_bytes: int
 
@@ -154,13 +167,14 @@ def inspect(
             tensors = checkpoint.tensors  # the index may know better
     hf = _read_config(folder, checkpoint)
     config = tensor_report = memory_report = tokenizer = None
+    quantized: dict[str, QuantizedTensor] = {}
     if hf.values:
         with problems.noted():
             family = family_of(hf)
             config = family.config(hf)
             sources = family.sources(hf, config)
             if tensors:
-                tensor_report = _tensor_report(tensors, sources, config, family.IGNORED)
+                tensor_report = _tensor_report(tensors, sources, config, family.IGNORED, quantized)
     if config:
         n_bytes = sum(file.n_bytes or 0 for file in files)
         memory_report = _memory_report(config, n_bytes, n_ctx, max_memory, problems)
@@ -172,12 +186,16 @@ def inspect(
         elif checkpoint:  # load() would not come so far
             options_of(Reader(checkpoint.generation_config, str(folder / "generation_config.json")))
     model_type = hf.values.get("model_type")
+    in_groups = {part for name in quantized for part in (name, *group_names(name))}
+    plain = [tensor for name, tensor in tensors.items() if name not in in_groups]
+    dtypes, quantizations = _dtype_reports(plain), _quantization_reports(quantized.values())
     return Inspection(
         path=folder,
         model_type=model_type if isinstance(model_type, str) else None,
         architecture=_architecture(hf, config) if config else None,
-        n_parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
-        dtypes=_dtype_reports(tensors.values()),
+        n_parameters=sum(d.n_parameters for d in dtypes) + sum(q.n_parameters for q in quantizations),
+        dtypes=dtypes,
+        quantizations=quantizations,
         files=files,
         tensors=tensor_report,
         tokenizer=tokenizer,
@@ -225,15 +243,22 @@ def _read_config(folder: Path, checkpoint: Checkpoint | None) -> Reader:
 
 
 def _tensor_report(
-    tensors: Mapping[str, Tensor], sources: Mapping[str, Source], config: Config, ignored: Collection[str]
+    tensors: Mapping[str, Tensor],
+    sources: Mapping[str, Source],
+    config: Config,
+    ignored: Collection[str],
+    quantized: dict[str, QuantizedTensor],
 ) -> TensorReport:
-    """Binds the sources one by one, so as to tell all that is wrong."""
+    """Binds the sources one by one, so as to tell all that is wrong; notes in `quantized` what is in affine groups."""
     missing, wrong = [], []
     for role, source in sources.items():
-        found = {name: tensors[name] for name in source.names if name in tensors}
-        if found or source.optional:
+        names = [name for name in source.names if name in tensors]
+        if names or source.optional:
+            found = {part: tensors[part] for name in names for part in (name, *group_names(name)) if part in tensors}
             try:
-                bind(found, {role: replace(source, rows=None)}, config, strict=False)  # without rows: no copy
+                bound = bind(found, {role: source.whole()}, config, strict=False)  # without rows: no copy
+                if isinstance(weight := bound.get(role), QuantizedTensor):
+                    quantized[names[0]] = weight
             except WeightsError as error:
                 wrong.append(str(error))
         else:
@@ -291,6 +316,23 @@ def _dtype_reports(tensors: Collection[Tensor]) -> tuple[DtypeReport, ...]:
     return tuple(sorted(reports, key=lambda report: -report.n_bytes))
 
 
+def _quantization_reports(tensors: Collection[QuantizedTensor]) -> tuple[QuantizationReport, ...]:
+    by_kind: dict[tuple[int, int], list[QuantizedTensor]] = {}
+    for tensor in tensors:
+        by_kind.setdefault((tensor.bits, tensor.group_size), []).append(tensor)
+    reports = (
+        QuantizationReport(
+            bits=bits,
+            group_size=group_size,
+            n_matrices=len(group),
+            n_parameters=sum(tensor.n_rows * tensor.n_cols for tensor in group),
+            n_bytes=sum(tensor.n_bytes for tensor in group),
+        )
+        for (bits, group_size), group in by_kind.items()
+    )
+    return tuple(sorted(reports, key=lambda report: -report.n_bytes))
+
+
 def _memory_report(
     config: Config, weight_bytes: int, n_ctx: int | None, max_memory: int | str | None, problems: _Problems
 ) -> MemoryReport:
@@ -336,18 +378,3 @@ def _tokenizer_report(folder: Path) -> TokenizerReport:
         eos=tuple(special(id) for id in tokenizer.eos_token_ids),
         has_chat_template=tokenizer.has_chat_template,
     )
-
-
-def read_bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Bytes of weights that one more token takes to compute: all, but of a table only one row."""
-    hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
-    family = family_of(hf)
-    config = family.config(hf)
-    tables = {"positions.w"} if config.tied_head else {"positions.w", "embed.w"}
-    used = {
-        name
-        for role, source in family.sources(hf, config).items()
-        for name in source.names
-        if role not in tables and name in checkpoint.tensors
-    }
-    return sum(checkpoint.tensors[name].nbytes for name in used)

@@ -21,8 +21,9 @@ from russet.errors import BackendError, ContextFull, UsageError
 from russet.generation import Continuation, Conversation, Piece, TextStream, generate
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
+from russet.quantization import Quantization
 from russet.tokenizer import Message, Tokenizer
-from russet.weights import Weights, bind, find_non_finite
+from russet.weights import Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,6 +47,7 @@ def load(
     threads: int | None = None,
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
+    quantize: str | Quantization | None = None,
     strict: bool = True,
 ) -> Model:
     """Load a Hugging Face checkpoint: a folder, or a hub id such as "Qwen/Qwen3-0.6B"; the built-in demo by default.
@@ -56,10 +58,13 @@ def load(
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
     max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
+    quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     strict: refuse a checkpoint with tensors the model has no place for
 
-    Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError.
+    Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and
+    UsageError where `quantize` asks for what cannot be, or the checkpoint is quantised already.
     """
+    quantization = Quantization.of(quantize)
     if model is None:
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
@@ -67,8 +72,14 @@ def load(
     hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
     family = family_of(hf)
     config = family.config(hf)
+    sources = family.sources(hf, config)
+    plan, weight_bytes = {}, checkpoint.n_bytes
+    if quantization:
+        sources = without_copied_head(checkpoint.tensors, sources, config)
+        plan = plan_quantization(checkpoint.tensors, sources, quantization)
+        weight_bytes = needed_bytes(checkpoint.tensors, sources, plan)
     n_ctx = memory.choose_n_ctx(
-        weight_bytes=checkpoint.n_bytes,
+        weight_bytes=weight_bytes,
         bytes_per_token=config.cache_bytes_per_token,
         max_ctx=config.max_ctx,
         n_ctx=n_ctx,
@@ -76,8 +87,7 @@ def load(
     )
     if not config.ropes and n_ctx > config.max_ctx:
         raise UsageError(f"n_ctx: this model learned {config.max_ctx} positions, got {n_ctx}")
-    sources = family.sources(hf, config)
-    weights = bind(checkpoint.tensors, sources, config, ignored=family.IGNORED, strict=strict)
+    weights = bind(checkpoint.tensors, sources, config, plan=plan, ignored=family.IGNORED, strict=strict)
     tokenizer = Tokenizer.from_pretrained(checkpoint.path)
     defaults = options_of(Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json")))
     return Model(
@@ -197,10 +207,8 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads: all, but of a table only one row."""
-        from russet.inspection import read_bytes_per_token  # which imports this file
-
-        return read_bytes_per_token(self.checkpoint)
+        """Bytes of weights that computing one more token reads: all, but of a table only one row."""
+        return self.backend.weight_bytes
 
     def clear_cache(self) -> None:
         """Forget the last conversation, and give its memory back."""

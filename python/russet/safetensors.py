@@ -1,4 +1,4 @@
-"""Reads .safetensors files through a read-only memory map: no copy, and no trust in what they say.
+"""Reads .safetensors files through a read-only memory map, with no copy and no trust in what they say; and writes them.
 
 A file is an 8-byte little-endian header length, a JSON header of that many bytes, then the tensors' bytes,
 packed without gaps in the order of their offsets, which count from the end of the header:
@@ -22,6 +22,7 @@ import mmap
 import os
 import re
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,32 @@ class Tensor:
         except ValueError as error:  # more than 64 dimensions, or a vast one in a tensor of no elements
             where = f"{self.file}: {_show(self.name)}"
             raise _damaged(where, "a shape that numpy can have", self.shape) from error
+
+
+def widened(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 copy of an f32, f16 or (as uint16) bf16 array; exact."""
+    if dtype == "bf16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Lets the system take back the memory behind a view of a mapped file; it comes again when touched.
+
+    Does nothing for an array of another kind, or where the system cannot do it.
+    """
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if not isinstance(owner, mmap.mmap) or not array.flags.c_contiguous or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages alone: others hold a neighbour's bytes
+    n_bytes = begin + array.nbytes - first
+    if n_bytes > 0:
+        owner.madvise(mmap.MADV_DONTNEED, first, n_bytes)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -256,3 +283,42 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 80
 _brief.maxlist = _brief.maxtuple = 10
 _show = _brief.repr  # what a file says, on one line and of bounded length
+
+
+class Writer:
+    """Writes a file whose tensors are named before and come one at a time, in any order.
+
+    shapes: name -> (a key of NUMPY_DTYPES, shape)
+
+    With the widest dtypes first, as the library has it, every tensor lies at a multiple of its dtype's size.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]):
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        begin = 0
+        for name, (dtype, shape) in sorted(shapes.items(), key=lambda entry: -NUMPY_DTYPES[entry[1][0]].itemsize):
+            end = begin + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+            header[name] = {"dtype": dtype.upper(), "shape": list(shape), "data_offsets": [begin, end]}
+            begin = end
+        raw = json.dumps(header).encode()
+        raw += b" " * (-len(raw) % 8)
+        self._file = path.open("wb")
+        self._file.write(len(raw).to_bytes(8, "little") + raw)
+        self._begin = 8 + len(raw)
+        self._offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """The bytes of one of the tensors."""
+        begin, end = self._offsets.pop(name)
+        if array.nbytes != end - begin:
+            raise ValueError(f"{name}: expected {end - begin} bytes, got {array.nbytes}")
+        self._file.seek(self._begin + begin)
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Raises ValueError where a tensor never came."""
+        with self._file:
+            if self._offsets:
+                raise ValueError(f"{next(iter(self._offsets))}: never written")
+            self._file.flush()
+            os.fsync(self._file.fileno())

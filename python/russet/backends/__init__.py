@@ -41,6 +41,7 @@ class Backend(Protocol):
 
     name: str
     n_threads: int  #: CPU threads it computes on; may be set between calls, sessions stay valid
+    weight_bytes: int  #: bytes of weights that computing one more token reads
 
     def session(self, n_ctx: int) -> Session: ...
 

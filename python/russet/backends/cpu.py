@@ -11,7 +11,9 @@ import numpy as np
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
-from russet.weights import Weights
+from russet.quantization import QuantizedTensor
+from russet.safetensors import release_pages
+from russet.weights import POSITIONS, ToQuantize, Weight, Weights
 
 
 class CpuBackend:
@@ -21,9 +23,12 @@ class CpuBackend:
 
     def __init__(self, config: Config, weights: Weights, *, threads: int | None = None) -> None:
         core = core_config(config)
-        self._model = _core.Model(core, weights)
         self._config = core
         self.n_threads = _core.default_threads() if threads is None else threads
+        in_core = _in_core(weights, self.n_threads)
+        self._model = _core.Model(core, in_core)
+        tables = {POSITIONS, "embed.w"} if "head.w" in weights else {POSITIONS}  # one row a token
+        self.weight_bytes = sum(_n_bytes(weight) for role, weight in in_core.items() if role not in tables)
 
     @property
     def n_threads(self) -> int:
@@ -72,6 +77,43 @@ class CpuSession:
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()
+
+
+_InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
+
+
+def _in_core(weights: Weights, n_threads: int) -> dict[str, _InCore]:
+    """The weights as the core takes them: what is quantised, or is to be, gets packed, one matrix at a time."""
+    arena = _core.Arena(sum(_most_packed_bytes(weight) for weight in weights.values()))
+    in_core: dict[str, _InCore] = {}
+    for role, weight in weights.items():
+        if isinstance(weight, ToQuantize):
+            weight = weight.quantize(n_threads)
+        if isinstance(weight, QuantizedTensor):
+            q = weight
+            in_core[role] = _core.PackedMatrix(
+                arena, q.codes, q.scales, q.biases, q.dtype, q.bits, q.group_size, n_threads
+            )
+            for array in (q.codes, q.scales, q.biases):
+                release_pages(array)
+        else:
+            in_core[role] = weight
+    return in_core
+
+
+def _most_packed_bytes(weight: Weight) -> int:
+    """What a weight may take of the arena."""
+    if isinstance(weight, QuantizedTensor):
+        bits, group_size, dtype = weight.bits, weight.group_size, weight.dtype
+    elif isinstance(weight, ToQuantize):
+        bits, group_size, dtype = weight.how.bits, weight.how.group_size, weight.tensor.dtype
+    else:
+        return 0
+    return _core.packed_bytes(weight.n_rows, weight.n_cols, bits, group_size, dtype, symmetric=False)
+
+
+def _n_bytes(weight: _InCore) -> int:
+    return weight.n_bytes if isinstance(weight, _core.PackedMatrix) else weight[0].nbytes
 
 
 def core_config(config: Config) -> _core.Config:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 import russet
-from russet.cli import bench, chat, doctor, generate, inspect, perplexity
+from russet.cli import bench, chat, doctor, generate, inspect, perplexity, quantize
 from russet.cli.flags import Parser
 from russet.cli.terminal import notices, say
 from russet.errors import RussetError, UsageError
@@ -22,6 +22,7 @@ from russet.errors import RussetError, UsageError
 COMMANDS = {
     "generate": generate,
     "chat": chat,
+    "quantize": quantize,
     "bench": bench,
     "perplexity": perplexity,
     "inspect": inspect,
@@ -36,6 +37,7 @@ examples:
   russet bench --model ./my-model -p 512 -n 128
   russet perplexity --model ./my-model text.txt
   russet inspect ./my-model
+  russet quantize Qwen/Qwen3-0.6B ./qwen3-int8
   russet doctor
 
 `russet COMMAND --help` lists a command's flags.

@@ -17,6 +17,7 @@ from russet.cli.terminal import status
 from russet.errors import UsageError
 from russet.hub import resolve
 from russet.options import GenerateOptions
+from russet.quantization import Quantization
 
 if TYPE_CHECKING:
     from russet.options import GenerateKeywords
@@ -49,6 +50,8 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
     add("--model", "-m", default=None, help="folder, or hub id like org/name (default: the built-in demo)")
     add_source_flags(group)
     add_memory_flags(group)
+    add("--quantize", choices=("int8", "int4"), help="quantise float weights while loading them")
+    add_quantization_flags(group)
     if threads:
         add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
     add("--backend", metavar="NAME", help="auto or cpu")
@@ -65,6 +68,31 @@ def add_memory_flags(group: argparse._ArgumentGroup) -> None:
     """How much memory may be used: see russet.load()."""
     group.add_argument("--n-ctx", "-c", type=int, metavar="N", help="tokens of context (default: all that fit)")
     group.add_argument("--max-memory", metavar="SIZE", help="of weights and context, as 8GB (default: what is free)")
+
+
+def add_quantization_flags(group: argparse._ArgumentGroup) -> None:
+    """How weights are quantised: see russet.Quantization."""
+    group.add_argument(
+        "--group-size", type=int, metavar="N",
+        help="weights that share a scale: 32, 64 or 128 (default: 128 for 8 bits, 64 for 4)",
+    )  # fmt: skip
+    group.add_argument("--symmetric", action="store_true", help="zero is a code: the default for 8 bits")
+    group.add_argument("--asymmetric", dest="symmetric", action="store_false", help="the default for 4 bits")
+    group.add_argument(
+        "--override", dest="overrides", action="append", metavar="PATTERN=KIND",
+        help="matrices of these names as int8, int4 or float, as in '*embed*=int8'; may be given several times",
+    )  # fmt: skip
+
+
+def quantization(args: argparse.Namespace, bits: int) -> Quantization:
+    """What the flags of add_quantization_flags() ask for. Raises UsageError before any model is loaded."""
+    overrides: dict[str, Quantization | str] = {}
+    for text in getattr(args, "overrides", []):
+        pattern, equals, kind = text.rpartition("=")
+        if not equals:
+            raise UsageError(f"--override: expected PATTERN=KIND, as in '*embed*=int8', got {text!r}")
+        overrides[pattern] = kind
+    return Quantization(bits=bits, overrides=overrides, **given(args, "group_size", "symmetric"))
 
 
 def add_generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +139,12 @@ def find_model(args: argparse.Namespace) -> Path | None:
 def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> russet.Model:
     """The model that the flags of add_model_flags() ask for; `changes` are options of russet.load() that win."""
     folder = find_model(args)  # first, and alone: a download draws bars of its own, which a spinner would garble
-    options = given(args, "backend", "threads", "n_ctx", "max_memory", "strict") | dict(changes or {})
+    options = given(args, "backend", "threads", "n_ctx", "max_memory", "strict")
+    if "quantize" in args:
+        options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])
+    elif given(args, "group_size", "symmetric", "overrides"):
+        raise UsageError("--group-size, --symmetric and --override say how to quantise: give --quantize as well")
+    options |= changes or {}
     with status(f"loading {args.model or 'the demo'}"):
         return russet.load(folder, **options)
 

@@ -55,6 +55,9 @@ def _rows(i: Inspection) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{i.n_parameters:,}"
     for dtype in i.dtypes:
         yield "dtypes", f"{dtype.dtype}: {gb(dtype.n_bytes)}, {dtype.n_tensors} tensors"
+    for q in i.quantizations:
+        said = f"{q.bits} bits in groups of {q.group_size}: {gb(q.n_bytes)}, {q.n_matrices} matrices"
+        yield "quantised", said
     for file in i.files:
         if file.n_bytes is None:
             said = "missing"

@@ -6,6 +6,7 @@ A family file says what is particular to its checkpoints and leaves arithmetic t
     IGNORED                 patterns of tensor names that carry nothing
     config(hf)              config.json as the numbers the core needs; refuses what russet cannot do
     sources(hf, config)     role -> where its weight is found in the checkpoint
+    mlx_name(name)          what mlx-lm calls the tensor of this name; only where that is another name
 
 CONTRIBUTING.md has the recipe for a new one.
 """
@@ -16,7 +17,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -55,22 +56,40 @@ class Family:
 
     def sources(self, hf: Reader, config: Config) -> dict[str, Source]:
         """Where each role's weight is found."""
-        return self.file.sources(hf.with_defaults(self.file.DEFAULTS), config)
+        sources = self.file.sources(hf.with_defaults(self.file.DEFAULTS), config)
+        if not hasattr(self.file, "mlx_name"):
+            return sources
+        return {role: replace(source, mlx_name=self.mlx_name(source.name)) for role, source in sources.items()}
+
+    def mlx_name(self, name: str) -> str:
+        """What mlx-lm calls the tensor of this name."""
+        return self.file.mlx_name(name) if hasattr(self.file, "mlx_name") else name
 
 
 def _refuse_what_none_can(hf: Reader) -> None:
     for key in ("quantization_config", "quantization"):
         if key in hf:
-            method = hf.section(key).text("quant_method", "an unnamed method")
-            raise ConfigError(
-                f"{hf.where}: {key}: weights quantised by {method:.80}; for now russet reads only "
-                "f32, f16 and bf16 safetensors: pass the checkpoint these were made from"
-            )
+            _refuse_other_quantizations(hf.section(key))
     for key in ("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"):
         if hf.flag(key, False):
             raise hf.refuse(key, "russet runs decoders alone, each token seeing those before it")
     if "per_layer_config" in hf:
         raise hf.refuse("per_layer_config", "russet runs layers that are all of one size")
+
+
+def _refuse_other_quantizations(hf: Reader) -> None:
+    """Takes MLX's affine groups alone, of 8 or 4 bits; how they are cut the tensors themselves say."""
+    read = "f32, f16 and bf16 safetensors, and MLX's affine groups of 8 or 4 bits"
+    way_out = f"russet reads {read}: pass the checkpoint these were made from"
+    if "quant_method" in hf or "bits" not in hf:
+        method = hf.text("quant_method", "an unnamed method")
+        raise ConfigError(f"{hf.where}: weights quantised by {method:.80}; {way_out}")
+    modules = [hf.section(key) for key, value in hf.values.items() if isinstance(value, Mapping)]
+    for module in (hf, *modules):
+        if module.text("mode", "affine") != "affine":
+            raise module.refuse("mode", way_out)
+        if module.size("bits", 8) not in (8, 4):
+            raise module.refuse("bits", way_out)
 
 
 @cache

@@ -79,3 +79,7 @@ def sources(hf: Reader, config: Config) -> dict[str, Source]:
     )
     name, *others = (f"{prefix}wpe.weight" for prefix in prefixes)
     return {**sources, "positions.w": Source(name, other_names=tuple(others))}
+
+
+def mlx_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name.removeprefix('transformer.')}"

@@ -72,3 +72,7 @@ def sources(hf: Reader, config: Config) -> dict[str, Source]:
         heads=("lm_head", "embed_out"),
         biased=biased,
     )
+
+
+def mlx_name(name: str) -> str:
+    return "model." + name.replace("gpt_neox.layers.", "h.").replace("gpt_neox.", "")
