@@ -37,11 +37,13 @@ inline View view_of(const pybind11::handle& tensor) {
   return {array.data(), dtype, int(array.shape(0)), int(array.shape(1))};
 }
 
-// A packed matrix in Python's hands, and the memory it lies in.
+// A packed matrix in Python's hands, and the memory it lies in: an Arena, or an array.
 struct PackedMatrix {
-  std::shared_ptr<Arena> arena;
+  pybind11::object memory;
+  const char* begin;  // of that memory
   Packed view;
 
+  size_t offset() const { return size_t(reinterpret_cast<const char*>(view.codes) - begin); }
   size_t n_bytes() const {
     return packed_bytes(view.n_rows, view.n_cols, view.bits, view.group_size, view.dtype, !view.biases);
   }

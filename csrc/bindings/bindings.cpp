@@ -114,11 +114,33 @@ PackedMatrix make_packed(const std::shared_ptr<Arena>& arena, const py::array& c
                          const py::array& biases, const std::string& dtype, int bits, int group_size,
                          int n_threads) {
   const Affine affine = affine_of(codes, scales, biases, dtype, bits, group_size);
-  const py::gil_scoped_release release;
-  const bool symmetric = is_symmetric(affine);
-  char* memory =
-      arena->take(packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric));
-  return {arena, pack(affine, symmetric, memory, n_threads)};
+  const auto packed = [&] {
+    const py::gil_scoped_release release;
+    const bool symmetric = is_symmetric(affine);
+    char* memory =
+        arena->take(packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric));
+    return pack(affine, symmetric, memory, n_threads);
+  };
+  return {py::cast(arena), arena->bytes(), packed()};
+}
+
+// One that lies in `memory` at `offset`, as it lay in its arena.
+PackedMatrix packed_in(const py::array& memory, size_t offset, int n_rows, int n_cols, int bits,
+                       int group_size, const std::string& dtype, bool symmetric) {
+  check_groups(bits, group_size);
+  check(memory.ndim() == 1 && memory.itemsize() == 1 && (memory.flags() & py::array::c_style),
+        ErrorKind::weights, "packed matrix: expected a contiguous array of bytes");
+  check(n_rows >= 1 && n_rows <= INT32_MAX - kBandRows && n_cols >= 1 && n_cols % group_size == 0,
+        ErrorKind::weights, "packed matrix: ", n_rows, " x ", n_cols, " is no matrix in groups of ",
+        group_size);
+  const size_t n_bytes = packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric);
+  const auto* begin = static_cast<const char*>(memory.data());
+  check(offset <= size_t(memory.size()) && n_bytes <= size_t(memory.size()) - offset, ErrorKind::weights,
+        "packed matrix: ", n_bytes, " bytes at ", offset, " go beyond the end, ", memory.size());
+  check(reinterpret_cast<uintptr_t>(begin + offset) % 64 == 0, ErrorKind::weights,
+        "packed matrix: expected an address that is a multiple of 64");
+  return {memory, begin,
+          packed_at(begin + offset, n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric)};
 }
 
 // Floats to MLX's arrays: codes uint32, scales and biases of the floats' dtype (bf16 as uint16).
@@ -326,7 +348,14 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")
       .def(py::init<size_t>(), py::arg("n_bytes"))
-      .def_property_readonly("used", &Arena::used);
+      .def_property_readonly("used", &Arena::used)
+      .def("bytes", [](const py::object& self) {
+        const Arena& arena = self.cast<const Arena&>();
+        py::array_t<uint8_t> bytes(py::ssize_t(arena.used()), reinterpret_cast<const uint8_t*>(arena.bytes()),
+                                   self);
+        bytes.attr("flags").attr("writeable") = false;
+        return bytes;
+      });
 
   m.def(
       "packed_bytes",
@@ -348,6 +377,11 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("n_cols", [](const PackedMatrix& p) { return p.view.n_cols; })
       .def_property_readonly("bits", [](const PackedMatrix& p) { return p.view.bits; })
       .def_property_readonly("group_size", [](const PackedMatrix& p) { return p.view.group_size; })
+      .def_static("at", &packed_in, py::arg("memory"), py::arg("offset"), py::arg("n_rows"),
+                  py::arg("n_cols"), py::arg("bits"), py::arg("group_size"), py::arg("dtype"),
+                  py::arg("symmetric"))
+      .def_property_readonly("offset", &PackedMatrix::offset)
+      .def_property_readonly("dtype", [](const PackedMatrix& p) { return name_of(p.view.dtype); })
       .def_property_readonly("n_bytes", &PackedMatrix::n_bytes)
       .def_property_readonly("symmetric", [](const PackedMatrix& p) { return !p.view.biases; })
       .def("row", [](const PackedMatrix& p, int row) {

@@ -55,6 +55,8 @@ class Arena:
 
     used: int
     def __init__(self, n_bytes: int) -> None: ...
+    def bytes(self) -> _Array:
+        """What was taken so far, uint8, read-only."""
 
 class PackedMatrix:
     """Affine groups, packed from MLX's arrays: codes uint32, scales and biases of dtype (bf16 as uint16)."""
@@ -76,6 +78,20 @@ class PackedMatrix:
         group_size: int,
         n_threads: int = 1,
     ) -> None: ...
+    offset: int  # in its arena, or other memory
+    dtype: str
+    @staticmethod
+    def at(
+        memory: _Array,
+        offset: int,
+        n_rows: int,
+        n_cols: int,
+        bits: int,
+        group_size: int,
+        dtype: str,
+        symmetric: bool,
+    ) -> PackedMatrix:
+        """One that lies in memory, uint8, as it lay in its arena."""
     def row(self, row: int) -> _Array: ...
 
 class Model:

@@ -21,6 +21,7 @@ from russet.errors import BackendError, ContextFull, UsageError
 from russet.generation import Continuation, Conversation, Piece, TextStream, generate
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
+from russet.packed_file import PackedFile
 from russet.quantization import Quantization
 from russet.tokenizer import Message, Tokenizer
 from russet.weights import Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
@@ -48,6 +49,7 @@ def load(
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
     quantize: str | Quantization | None = None,
+    keep_packed: bool = False,
     strict: bool = True,
 ) -> Model:
     """Load a Hugging Face checkpoint: a folder, or a hub id such as "Qwen/Qwen3-0.6B"; the built-in demo by default.
@@ -59,6 +61,8 @@ def load(
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
     max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
+    keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
+        file is there and fits, it is mapped instead of quantising again
     strict: refuse a checkpoint with tensors the model has no place for
 
     Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and
@@ -93,19 +97,21 @@ def load(
     return Model(
         config=config,
         tokenizer=tokenizer,
-        backend=_open_backend(backend, config, weights, threads),
+        backend=_open_backend(backend, config, weights, threads, PackedFile(checkpoint, quantization), keep_packed),
         n_ctx=n_ctx,
         defaults=defaults,
         checkpoint=checkpoint,
     )
 
 
-def _open_backend(name: str, config: Config, weights: Weights, threads: int | None) -> Backend:
+def _open_backend(
+    name: str, config: Config, weights: Weights, threads: int | None, packed_file: PackedFile, keep_packed: bool
+) -> Backend:
     if name not in ("auto", "cpu"):
         raise BackendError(f"backend {name!r}: expected 'auto' or 'cpu'; others are not built yet")
     from russet.backends.cpu import CpuBackend
 
-    return CpuBackend(config, weights, threads=threads)
+    return CpuBackend(config, weights, threads=threads, packed_file=packed_file, keep_packed=keep_packed)
 
 
 class Model:

@@ -11,6 +11,7 @@ import numpy as np
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
+from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
 from russet.weights import POSITIONS, ToQuantize, Weight, Weights
@@ -21,11 +22,19 @@ class CpuBackend:
 
     name = "cpu"
 
-    def __init__(self, config: Config, weights: Weights, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights,
+        *,
+        threads: int | None = None,
+        packed_file: PackedFile | None = None,
+        keep_packed: bool = False,
+    ) -> None:
         core = core_config(config)
         self._config = core
         self.n_threads = _core.default_threads() if threads is None else threads
-        in_core = _in_core(weights, self.n_threads)
+        in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
         self._model = _core.Model(core, in_core)
         tables = {POSITIONS, "embed.w"} if "head.w" in weights else {POSITIONS}  # one row a token
         self.weight_bytes = sum(_n_bytes(weight) for role, weight in in_core.items() if role not in tables)
@@ -82,23 +91,26 @@ class CpuSession:
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
 
 
-def _in_core(weights: Weights, n_threads: int) -> dict[str, _InCore]:
-    """The weights as the core takes them: what is quantised, or is to be, gets packed, one matrix at a time."""
-    arena = _core.Arena(sum(_most_packed_bytes(weight) for weight in weights.values()))
-    in_core: dict[str, _InCore] = {}
-    for role, weight in weights.items():
-        if isinstance(weight, ToQuantize):
-            weight = weight.quantize(n_threads)
-        if isinstance(weight, QuantizedTensor):
-            q = weight
-            in_core[role] = _core.PackedMatrix(
-                arena, q.codes, q.scales, q.biases, q.dtype, q.bits, q.group_size, n_threads
-            )
-            for array in (q.codes, q.scales, q.biases):
-                release_pages(array)
-        else:
-            in_core[role] = weight
-    return in_core
+def _in_core(weights: Weights, n_threads: int, file: PackedFile | None, keep: bool) -> dict[str, _InCore]:
+    """The weights as the core takes them: what is quantised, or is to be, packed or mapped from the file."""
+    roles = {role for role, weight in weights.items() if isinstance(weight, (ToQuantize, QuantizedTensor))}
+    packed = file.read() if file and roles else {}
+    if packed is None or packed.keys() != roles:
+        arena = _core.Arena(sum(_most_packed_bytes(weight) for weight in weights.values()))
+        packed = {role: _pack(arena, weights[role], n_threads) for role in weights if role in roles}
+        if file and keep:
+            file.write(arena, packed)
+    return {role: packed[role] if role in roles else weight for role, weight in weights.items()}  # type: ignore[misc]
+
+
+def _pack(arena: _core.Arena, weight: Weight, n_threads: int) -> _core.PackedMatrix:
+    """One matrix at a time: its codes are there twice only until it is packed."""
+    q = weight.quantize(n_threads) if isinstance(weight, ToQuantize) else weight
+    assert isinstance(q, QuantizedTensor)
+    packed = _core.PackedMatrix(arena, q.codes, q.scales, q.biases, q.dtype, q.bits, q.group_size, n_threads)
+    for array in (q.codes, q.scales, q.biases):
+        release_pages(array)
+    return packed
 
 
 def _most_packed_bytes(weight: Weight) -> int:
