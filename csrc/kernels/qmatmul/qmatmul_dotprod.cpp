@@ -5,12 +5,13 @@
 //
 // Up to kTileTokens tokens share one pass over the codes, each register of which is used once per token.
 // Their 16 sums, 4 registers of activations and 4 of weights leave 8 of the 32 free, and 16 chains hide the
-// latency of sdot (3 cycles by 4 a cycle on Apple cores; a single token gets two chains per sum). Bound by
-// memory, which is read as one long stream.
+// latency of sdot (3 cycles, 4 begun in each, on Apple's large cores); a single token gets two chains per
+// sum. Bound by memory, which is read as one long stream: 29 instructions per 256 bytes of codes of 8 bits,
+// 41 per 128 bytes of 4 bits for one token (clang).
 //
 // Many tokens: kDepth columns of a band stay in the L1 cache for all of them, in place where codes have 8
 // bits, as they are what sdot reads, and unpacked once into a panel where they have 4. Bound by the dot
-// products.
+// products: 64 of them in 81 instructions.
 #include "kernels/qmatmul/qmatmul_neon.h"
 
 namespace russet {

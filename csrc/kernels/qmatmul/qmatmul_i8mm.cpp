@@ -1,11 +1,10 @@
 // smmla: 2 rows x 8 columns by 8 columns x 2 tokens, 32 products an instruction, twice those of sdot. Two
-// neighbouring tiles, zipped, are its registers of two rows; the lower and upper halves of two tokens'
-// registers are those of two tokens.
+// neighbouring tiles, zipped, give registers of 2 rows x 8 columns; those of two tokens are halves of theirs.
 //
 // Many tokens: a panel of kDepth columns of a band is unpacked and zipped once into the L1 cache, the same
-// for 8 and 4 bits, and kTileTokens tokens at a time go over it: 16 sums of 2 x 2, 4 registers of
-// activations, and each register of weights used for both pairs as it comes. Bound by the products: per 16
-// columns 32 smmla, 4 moves of halves and 20 loads. An odd token is paired with itself.
+// for 8 and 4 bits, and kTileTokens tokens at a time go over it: 16 sums of 2 rows x 2 tokens, 4 registers of
+// activations, and each register of weights used for both pairs of tokens as it comes. An odd token is paired
+// with itself. Bound by the products: 32 of them in 53 instructions (clang), 20 of which load.
 //
 // A few tokens are bound by memory, where sdot does as well without any zipping.
 #include "kernels/qmatmul/qmatmul_neon.h"
@@ -41,10 +40,10 @@ inline void unpack(const Packed& w, int b, int first, int depth, int8_t* panel) 
 
 // ---- the product ----
 
+// Of a pair's tokens i, i + 1 and rows r, r + 1, as (r, i), (r, i + 1), (r + 1, i), (r + 1, i + 1).
 template <int n_pairs>
 struct Sums {
-  int32x4_t of[n_pairs]
-              [8];  // rows r, r + 1 and tokens i, i + 1 as (r, i), (r, i + 1), (r + 1, i), (r + 1, i + 1)
+  int32x4_t of[n_pairs][8];
 };
 
 template <int n_pairs>

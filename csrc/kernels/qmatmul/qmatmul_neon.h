@@ -47,7 +47,8 @@ inline Scales scales_at(const T* scales, const T* biases, size_t g, float center
 }
 
 // The group's share of one token, as the header has it: first the sums of codes, then, where groups are not
-// symmetric, x_sum: that of activations times their scale.
+// symmetric, x_sum: that of activations times their scale. In two loops over tokens, for clang unrolls each
+// of them but not one of both, and sums that a loop indexes are stored to memory at every step.
 inline void add_codes(BandSums& acc, const int32x4_t (&d)[4], const Scales& of, float x_scale) {
   for (int v = 0; v < 4; ++v)
     acc.quad[v] = fma(of.scale[v] * splat(x_scale), Vec{vcvtq_f32_s32(d[v])}, acc.quad[v]);
