@@ -102,8 +102,10 @@ class Transformers(TokenByToken):
     def __init__(self, folder: str, threads: int, dtype: str) -> None:
         import torch
         from transformers import AutoModelForCausalLM, DynamicCache
+        from transformers.utils.logging import disable_progress_bar
 
         super().__init__()
+        disable_progress_bar()
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.tensor, self.cache = torch.tensor, DynamicCache
@@ -119,7 +121,8 @@ class Transformers(TokenByToken):
         return int(out.logits[0, -1].argmax())
 
     def rewind(self, cache: Any, n_tokens: int) -> None:
-        cache.crop(n_tokens)
+        if too_many := cache.get_seq_length() - n_tokens:
+            cache.crop(-too_many)
 
 
 class Mlx(TokenByToken):
