@@ -1,155 +1,255 @@
 """russet beside its peers: prefill and decode of one checkpoint, interleaved round by round.
 
-    python benchmarks/peers.py FOLDER [--threads 2] [--prefill 128,512] [--decode 16] [--rounds 5] [--plot peers.png]
+    python benchmarks/peers.py FOLDER [--threads 2] [--prefill 128,512] [--decode 16] [--depth 0,2048] [--rounds 5]
 
-Every contender lives in a process of its own, with the same number of threads, and waits while another is measured.
-A ratio is taken within a round, so that a machine that slows down slows both; the table shows the median of rounds and
-the lowest and highest. GB/s counts the bytes of the weights once per token (decode), as the contender stores them.
+russet, as stored and quantised, and transformers read FOLDER. The others join with the same model in their own format:
+
+    --llama-bench build/bin/llama-bench --gguf model-q8_0.gguf --gguf model-q4_0.gguf
+    --openvino model-ov-int8 --ctranslate2 model-ct2-int8 --mlx model-mlx-4bit
+
+Each of the last three may live in a Python of its own: --openvino-python venv/bin/python.
+
+Every contender is a process of its own (see contenders.py), with the same number of threads, and waits while another is
+measured. A ratio is taken within a round, so that a machine that slows down slows both; the table shows the median of
+rounds and the lowest and highest. GB/s counts the bytes of the weights once per token (decode), as the contender stores
+them, and no keys and values. Prompts are random tokens, new in every round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
+import shutil
 import statistics
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from report import Table, machine, plot_bars, spread
 
-
-class Contender(Protocol):
-    weight_bytes: int
-
-    def prefill(self, tokens: list[int]) -> None:
-        """Compute a prompt from nothing, with the logits of its last token."""
-
-    def decode(self, n_tokens: int) -> None:
-        """Generate greedily after the last prompt."""
+SETTLE_S = (
+    0.3  # OpenMP's threads spin for up to 0.2 s when their work is done: they shall not be measured with the next
+)
+IN_FOLDERS = {"openvino": "OpenVino", "ctranslate2": "CTranslate2", "mlx": "Mlx"}  # option -> class in contenders.py
 
 
-class Russet:
-    def __init__(self, folder: str, threads: int) -> None:
-        import russet
-
-        self.model = russet.load(folder, threads=threads, n_ctx=4096)
-        self.weight_bytes = self.model.checkpoint.n_bytes
-        self.session = self.model.session()
-
-    def prefill(self, tokens: list[int]) -> None:
-        self.session.rewind(0)
-        for begin in range(0, len(tokens), 512):
-            self.logits = self.session.forward(tokens[begin : begin + 512])
-
-    def decode(self, n_tokens: int) -> None:
-        for _ in range(n_tokens):
-            self.logits = self.session.forward([int(self.logits.argmax())])
+class Task(NamedTuple):
+    name: str
+    kind: str  # "prefill" or "decode"
+    n_tokens: int  # to compute
+    depth: int = 0  # tokens of context before them
 
 
-class Transformers:
-    def __init__(self, folder: str, threads: int, dtype: str) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+class Spec(NamedTuple):
+    """What contenders.py is started with."""
 
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
-        self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    def _forward(self, ids: list[int]) -> None:
-        out = self.model(self.torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.logits = out.past_key_values, out.logits[0, -1]
-
-    def prefill(self, tokens: list[int]) -> None:
-        self.cache = None
-        self._forward(tokens)
-
-    def decode(self, n_tokens: int) -> None:
-        for _ in range(n_tokens):
-            self._forward([int(self.logits.argmax())])
+    kind: str
+    options: dict[str, Any]
+    python: str = sys.executable
+    asked_for: bool = True  # by an option: then it is an error if it cannot run
 
 
-CONTENDERS = {
-    "russet": Russet,
-    "transformers bf16": lambda folder, threads: Transformers(folder, threads, "bfloat16"),
-    "transformers f32": lambda folder, threads: Transformers(folder, threads, "float32"),
-}
+class Contender:
+    """A process of contenders.py. Raises RuntimeError where it cannot start."""
+
+    def __init__(self, spec: Spec, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [spec.python, str(Path(__file__).with_name("contenders.py")), spec.kind, json.dumps(spec.options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )
+        hello = self._answer()
+        if "error" in hello:
+            raise RuntimeError(hello["error"])
+        self.version: str = hello["version"]
+        self.weight_bytes: int = hello["weight_bytes"]
+        self.waited = self.waited_cpu = 0.0  # seconds
+
+    def tokens_per_s(self, task: Task, tokens: list[int]) -> float:
+        """tokens: the prompt of a prefill, the context of a decode"""
+        arguments = [tokens] if task.kind == "prefill" else [tokens, task.n_tokens]
+        print(json.dumps([task.kind, arguments]), file=self._process.stdin)
+        answer = self._answer()
+        self.waited += answer["waited"]
+        self.waited_cpu += answer["waited_cpu"]
+        return task.n_tokens / answer["seconds"]
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"its process ended with status {self._process.wait()}; what it said is above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate()  # its loop ends with its input
 
 
-def serve(name: str, folder: str, threads: int, pipe: Connection) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    contender: Contender = CONTENDERS[name](folder, threads)
-    pipe.send(contender.weight_bytes)
-    while (order := pipe.recv()) is not None:
-        method, argument = order
-        start = time.perf_counter()
-        getattr(contender, method)(argument)
-        pipe.send(time.perf_counter() - start)
+def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
+    """Every contender there could be, by name."""
+    here = {"folder": args.folder, "threads": args.threads}
+    found = {"russet": Spec("Russet", {**here, "n_ctx": n_ctx})}
+    for how in ("int8", "int4"):
+        found[f"russet {how}"] = Spec("Russet", {**here, "n_ctx": n_ctx, "quantize": how}, asked_for=False)
+    for name, dtype in (("bf16", "bfloat16"), ("f32", "float32")):
+        found[f"transformers {name}"] = Spec("Transformers", {**here, "dtype": dtype}, asked_for=False)
+    for gguf in args.gguf:
+        options = {"program": args.llama_bench, "gguf": gguf, "threads": args.threads}
+        found[f"llama.cpp {Path(gguf).stem}"] = Spec("LlamaCpp", options)
+    for peer, kind in IN_FOLDERS.items():
+        for folder in getattr(args, peer):
+            options = {"folder": folder, "threads": args.threads}
+            found[f"{peer} {Path(folder).name}"] = Spec(kind, options, getattr(args, f"{peer}_python"))
+    return found
 
 
-def main() -> None:
+def chosen(all_: dict[str, Spec], patterns: str | None) -> dict[str, Spec]:
+    """The contenders that a pattern names, in the patterns' order; without patterns all of them."""
+    if patterns is None:
+        return all_
+    names: dict[str, Spec] = {}
+    for pattern in patterns.split(","):
+        matches = {name: spec._replace(asked_for=True) for name, spec in all_.items() if fnmatch(name, pattern)}
+        if not matches:
+            raise SystemExit(f"--contenders: {pattern!r} is none of: {', '.join(all_)}")
+        names |= matches
+    return names
+
+
+def start(wanted: dict[str, Spec], threads: int) -> dict[str, Contender]:
+    running: dict[str, Contender] = {}
+    for name, spec in wanted.items():
+        try:
+            running[name] = Contender(spec, threads)
+        except RuntimeError as error:
+            if spec.asked_for:
+                raise SystemExit(f"{name}: {error}") from None
+            print(f"left out: {name}: {error}", file=sys.stderr)
+    return running
+
+
+def measure(
+    running: dict[str, Contender], tasks: list[Task], rounds: int, vocab_size: int
+) -> dict[Task, dict[str, list[float]]]:
+    """Tokens per second of each task and contender in each round."""
+    draw = random.Random(0)
+    contexts = {task.depth: draw.choices(range(vocab_size), k=max(task.depth, 1)) for task in tasks}
+    speeds: dict[Task, dict[str, list[float]]] = {task: {name: [] for name in running} for task in tasks}
+    for round_ in range(-1, rounds):  # the first is a warm-up
+        for task in tasks:
+            prompt = draw.choices(range(vocab_size), k=task.n_tokens)
+            for name, contender in running.items():
+                time.sleep(SETTLE_S)
+                try:
+                    speed = contender.tokens_per_s(task, prompt if task.kind == "prefill" else contexts[task.depth])
+                except RuntimeError as error:
+                    raise SystemExit(f"{name}, {task.name}: {error}") from None
+                if round_ >= 0:
+                    speeds[task][name].append(speed)
+    return speeds
+
+
+def print_contenders(running: dict[str, Contender]) -> None:
+    table = Table("contender", "version", "weights, GB", "CPU while it waits")
+    for name, it in running.items():
+        table.row(name, it.version, f"{it.weight_bytes / 1e9:.2f}", f"{it.waited_cpu / it.waited:.1%}")
+    table.print()
+
+
+def print_speeds(running: dict[str, Contender], speeds: dict[Task, dict[str, list[float]]]) -> None:
+    ours = [name for name in running if name.split()[0] == "russet"]
+    table = Table("task", "contender", "tokens/s", "GB/s", *(f"{name} / it" for name in ours))
+    for task, by_name in speeds.items():
+        for name, values in by_name.items():
+            gb_per_s = statistics.median(values) * running[name].weight_bytes / 1e9
+            ratios = ([a / b for a, b in zip(by_name[our], values, strict=True)] for our in ours)
+            table.row(
+                task.name,
+                name,
+                spread(values),
+                f"{gb_per_s:.1f}" if task.kind == "decode" else "",
+                *("" if our == name else spread(r, digits=2) for our, r in zip(ours, ratios, strict=True)),
+            )
+    table.print()
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
+    parser.add_argument("folder", help="of a Hugging Face checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", default="128,512", help="prompt lengths, comma-separated")
     parser.add_argument("--decode", type=int, default=16, help="tokens to generate")
+    parser.add_argument("--depth", default="0", help="tokens of context before those generated, comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument(
+        "--contenders", help='names or patterns, comma-separated: "russet int8,llama.cpp*"; by default all that can run'
+    )
+    parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's own benchmark, for --gguf")
+    parser.add_argument("--gguf", metavar="FILE", action="append", default=[], help="may be repeated")
+    for peer in IN_FOLDERS:
+        parser.add_argument(f"--{peer}", metavar="FOLDER", action="append", default=[], help="may be repeated")
+        parser.add_argument(f"--{peer}-python", metavar="PYTHON", default=sys.executable, help=f"which has {peer}")
+    parser.add_argument("--json", metavar="FILE", help="every round's figure")
     parser.add_argument("--plot", metavar="FILE.png")
     args = parser.parse_args()
-    names = args.contenders.split(",")
+    if args.gguf and not args.llama_bench:
+        parser.error("--gguf needs --llama-bench, the path of that program")
+    if args.llama_bench and not args.gguf:
+        parser.error("--llama-bench needs --gguf, the file of a model")
+    for option in ("llama_bench", *(f"{peer}_python" for peer in IN_FOLDERS)):
+        program = getattr(args, option)
+        if program and not shutil.which(program):
+            parser.error(f"--{option.replace('_', '-')}: no such program: {program}")
+    for path, must_hold in [
+        (Path(args.folder), "config.json"),
+        *((Path(file), "") for file in args.gguf),
+        *((Path(folder), "") for peer in IN_FOLDERS for folder in getattr(args, peer)),
+    ]:
+        if not (path / must_hold).exists():
+            parser.error(f"no such file: {path / must_hold}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    tasks = [Task(f"prefill {n}", "prefill", n) for n in map(int, args.prefill.split(","))]
+    for depth in map(int, args.depth.split(",")):
+        tasks.append(Task(f"decode {args.decode}" + f" after {depth}" * bool(depth), "decode", args.decode, depth))
+    n_ctx = max(max(task.depth, 1) + task.n_tokens for task in tasks)
     vocab_size = json.loads((Path(args.folder) / "config.json").read_text())["vocab_size"]
-    draw = random.Random(0)
-    prompts = [[draw.randrange(vocab_size) for _ in range(int(n))] for n in args.prefill.split(",")]
 
-    spawn = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    weight_bytes: dict[str, int] = {}
-    for name in names:
-        pipes[name], theirs = spawn.Pipe()
-        spawn.Process(target=serve, args=(name, args.folder, args.threads, theirs), daemon=True).start()
-        weight_bytes[name] = pipes[name].recv()
+    load_average = os.getloadavg()[0]  # before the contenders raise it
+    running = start(chosen(specs(args, n_ctx), args.contenders), args.threads)
+    speeds = measure(running, tasks, args.rounds, vocab_size)
+    for contender in running.values():
+        contender.close()
 
-    def measure(name: str, method: str, argument: Any) -> float:
-        pipes[name].send((method, argument))
-        return pipes[name].recv()
-
-    tasks = [(f"prefill {len(p)}", "prefill", p, len(p)) for p in prompts]
-    tasks.append((f"decode {args.decode}", "decode", args.decode, args.decode))
-    speeds: dict[tuple[str, str], list[float]] = {(t[0], n): [] for t in tasks for n in names}
-    for round_ in range(-1, args.rounds):  # the first is a warm-up
-        for task, method, argument, n_tokens in tasks:
-            for name in names:
-                seconds = measure(name, method, argument)
-                if round_ >= 0:
-                    speeds[task, name].append(n_tokens / seconds)
-    for pipe in pipes.values():
-        pipe.send(None)
-
-    print(machine(threads=args.threads))
-    table = Table("task", "contender", "tokens/s", "GB/s", "russet / it")
-    for task, *_ in tasks:
-        for name in names:
-            values = speeds[task, name]
-            gb_per_s = statistics.median(values) * weight_bytes[name] / 1e9
-            ratios = [a / b for a, b in zip(speeds[task, names[0]], values, strict=True)]
-            table.row(
-                task, name, spread(values), f"{gb_per_s:.1f}" if "decode" in task else "", spread(ratios, digits=2)
-            )
-    table.print()
+    print(f"{machine(threads=args.threads)}, load average before {load_average:.2f}\n")
+    print_contenders(running)
+    print()
+    print_speeds(running, speeds)
+    if args.json:
+        report = {
+            "machine": machine(threads=args.threads),
+            "load_average": load_average,
+            "contenders": {n: {"version": it.version, "weight_bytes": it.weight_bytes} for n, it in running.items()},
+            "tokens_per_s": {task.name: by_name for task, by_name in speeds.items()},
+        }
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
         plot_bars(
             args.plot,
             title=Path(args.folder).name,
             ylabel="tokens/s",
-            groups=[t[0] for t in tasks],
-            bars={n: [statistics.median(speeds[t[0], n]) for t in tasks] for n in names},
+            groups=[task.name for task in tasks],
+            bars={n: [statistics.median(speeds[task][n]) for task in tasks] for n in running},
         )
 
 
