@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import russet
-from russet.errors import CheckpointError
+from russet.errors import CheckpointError, UsageError
 from russet.model import DEMO
 
 TOKENS = list(range(1, 40))
@@ -41,6 +41,11 @@ def test_nothing_is_kept_unless_asked_for(folder):
     logits(folder, quantize="int8")
     logits(folder, keep_packed=True)  # nothing is quantised
     assert not (folder / ".russet").exists()
+
+
+def test_the_demo_itself_is_left_alone():
+    with pytest.raises(UsageError, match="keep_packed: the built-in demo keeps nothing"):
+        russet.load(quantize="int8", keep_packed=True)
 
 
 def test_each_way_to_quantise_has_a_file_of_its_own(folder):

@@ -18,6 +18,7 @@
 #include "core/machine.h"
 #include "core/parallel.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/qmatmul/crossover.h"
 #include "kv_cache/kv_cache.h"
 #include "model/forward.h"
 #include "sampler/sampler.h"
@@ -384,6 +385,19 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("dtype", [](const PackedMatrix& p) { return name_of(p.view.dtype); })
       .def_property_readonly("n_bytes", &PackedMatrix::n_bytes)
       .def_property_readonly("symmetric", [](const PackedMatrix& p) { return !p.view.biases; })
+      .def_property(
+          "blas_tokens", [](const PackedMatrix& p) { return p.view.blas_tokens; },
+          [](PackedMatrix& p, int n_tokens) {
+            check(n_tokens == 0 || size_t(p.view.n_cols) <= kUnpackedFloats / kBandRows, ErrorKind::usage,
+                  "blas_tokens: a matrix of ", p.view.n_cols, " columns is too wide to be unpacked");
+            check(n_tokens >= 0 && (n_tokens == 0 || std::string(matmul_library()) != "none"),
+                  ErrorKind::usage, "blas_tokens: expected 0, as this build has no BLAS, got ", n_tokens);
+            p.view.blas_tokens = n_tokens;
+          })
+      .def(
+          "measure_crossover",
+          [](const PackedMatrix& p, int n_threads) { return measure_crossover(p.view, n_threads); },
+          py::arg("n_threads"), py::call_guard<py::gil_scoped_release>())
       .def("row", [](const PackedMatrix& p, int row) {
         check(row >= 0 && row < p.view.n_rows, ErrorKind::usage, "row: expected 0 to ", p.view.n_rows - 1);
         Array<float> y(p.view.n_cols);

@@ -128,4 +128,31 @@ void unpack_row(const Packed& w, int row, float* y) {
   });
 }
 
+void unpack_band(const Packed& w, int b, float* y) {
+  const uint8_t* codes = w.band(b);
+  const int n_rows = w.n_rows - b * kBandRows < kBandRows ? w.n_rows - b * kBandRows : kBandRows;
+  const size_t n_cols = size_t(w.n_cols);
+  with_type(w.dtype, [&]<typename T>(const T*) {
+    const T* scales = static_cast<const T*>(w.band_of(w.scales, b));
+    const T* biases = w.biases ? static_cast<const T*>(w.band_of(w.biases, b)) : nullptr;
+    for (size_t first = 0; first < n_cols; first += size_t(w.group_size), scales += kBandRows) {
+      float scale[kBandRows], zero[kBandRows];
+      for (int r = 0; r < kBandRows; ++r) {
+        scale[r] = float_at(scales + r);
+        zero[r] = biases ? float_at(biases + r) : -w.center() * scale[r];
+      }
+      if (biases) biases += kBandRows;
+      for (size_t c = first; c < first + size_t(w.group_size); c += w.bits == 8 ? 4 : 8, codes += 64)
+        for (int r = 0; r < n_rows; ++r) {
+          float* to = y + size_t(r) * n_cols + c;
+          for (int i = 0; i < 4; ++i) {
+            const uint8_t code = codes[4 * r + i];
+            to[i] = std::fma(scale[r], float(w.bits == 8 ? code ^ 0x80 : code & 15), zero[r]);
+            if (w.bits == 4) to[4 + i] = std::fma(scale[r], float(code >> 4), zero[r]);
+          }
+        }
+    }
+  });
+}
+
 }  // namespace russet

@@ -31,6 +31,7 @@ struct Packed {
   DType dtype = DType::f32;  // of scales and biases
   int n_rows = 0, n_cols = 0;
   int bits = 8, group_size = 128;
+  int blas_tokens = 0;  // from so many tokens on BLAS is faster here (kernels/qmatmul/crossover.h); 0: never
 
   explicit operator bool() const { return codes != nullptr; }
   int n_bands() const { return (n_rows + kBandRows - 1) / kBandRows; }
@@ -77,5 +78,8 @@ Packed pack(const Affine& a, bool symmetric, void* memory, int n_threads);
 
 // y[c] = w[row, c]; exactly the affine formula, rounded once per element.
 void unpack_row(const Packed& w, int row, float* y);
+
+// y[r, c] = w[16 * b + r, c] for the rows of band b, rows adjacent; rows past the last are left out.
+void unpack_band(const Packed& w, int b, float* y);
 
 }  // namespace russet

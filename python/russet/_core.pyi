@@ -78,6 +78,9 @@ class PackedMatrix:
         group_size: int,
         n_threads: int = 1,
     ) -> None: ...
+    blas_tokens: int  # from so many tokens on it goes through BLAS, as floats; 0: never
+    def measure_crossover(self, n_threads: int) -> int:
+        """blas_tokens as they are best on this machine."""
     offset: int  # in its arena, or other memory
     dtype: str
     @staticmethod

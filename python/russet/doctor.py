@@ -7,11 +7,11 @@ import platform
 from dataclasses import dataclass
 
 import russet
-from russet import _core, memory
+from russet import _core, crossover, memory
 
 #: What changes russet's doings from outside, and is no secret.
 _ENVIRONMENT = (
-    "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT",
+    "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT", "RUSSET_CROSSOVER",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
 )  # fmt: skip
 _PACKAGES = ("numpy", "tokenizers", "sentencepiece", "jinja2", "huggingface_hub", "rich")
@@ -37,6 +37,7 @@ class Diagnosis:
     threads: int  #: how many russet computes on
     matmul: str  #: the library behind matrix products
     kernels: dict[str, str]  #: the variant in use of each kernel
+    crossover: dict[str, int]  #: quantised matrices measured so far: from how many tokens BLAS is faster, 0: never
     total_bytes: int  #: memory of this machine
     available_bytes: int  #: of it, what is free now
     backends: tuple[BackendReport, ...]
@@ -61,6 +62,7 @@ def diagnose() -> Diagnosis:
         kernels={
             op: next(name for name, _, active in table if active) for op, table in _core.kernels.variants().items()
         },
+        crossover=crossover.known(),
         total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         available_bytes=memory.available(),
         backends=_backends(),

@@ -70,6 +70,8 @@ def load(
     """
     quantization = Quantization.of(quantize)
     if model is None:
+        if keep_packed:
+            raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
     checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)

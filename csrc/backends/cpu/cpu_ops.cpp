@@ -8,6 +8,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
+#include "kernels/qmatmul/crossover.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rope/rope.h"
 #include "kernels/widen/widen.h"
@@ -52,7 +53,8 @@ static int widest_input(const Config& c) {
 }
 
 // Each thread's scratch: what the products need for themselves, then a block of results.
-static_assert(kQmatmulScratchBytes <= kMatmulScratchFloats * sizeof(float));
+static_assert(kQmatmulScratchBytes <= kMatmulScratchFloats * sizeof(float) &&
+              kUnpackedFloats <= kMatmulScratchFloats);
 static size_t scratch_floats(int n_tokens) {
   return kMatmulScratchFloats + size_t(n_tokens) * kBlockRows;
 }
@@ -119,7 +121,9 @@ Input CpuOps::input_once(const NormWeights& n, const float* x, int n_tokens, con
 // y[t * y_stride + r - begin] = linear(x[t])[r] for r in [begin, end)
 static void linear_rows(const Linear& linear, int begin, int end, const Input& in, int n_tokens, float* y,
                         size_t y_stride, float* scratch) {
-  if (const Packed& w = linear.w.packed) {
+  if (const Packed& w = linear.w.packed; w && w.blas_tokens > 0 && n_tokens >= w.blas_tokens) {
+    unpacked_matmul(w.rows(begin, end), in.x, y, n_tokens, y_stride, scratch);
+  } else if (w) {
     qmatmul({w.rows(begin, end), in.in_groups_of(w.group_size), y, n_tokens, y_stride,
              reinterpret_cast<uint8_t*>(scratch)});
   } else if (n_tokens <= kFewTokens) {

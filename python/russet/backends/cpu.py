@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from russet import _core
+from russet import _core, crossover
 from russet.backends import Session
 from russet.config import Config
 from russet.packed_file import PackedFile
@@ -35,6 +35,7 @@ class CpuBackend:
         self._config = core
         self.n_threads = _core.default_threads() if threads is None else threads
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
+        crossover.choose((w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self.n_threads)
         self._model = _core.Model(core, in_core)
         tables = {POSITIONS, "embed.w"} if "head.w" in weights else {POSITIONS}  # one row a token
         self.weight_bytes = sum(_n_bytes(weight) for role, weight in in_core.items() if role not in tables)

@@ -41,6 +41,8 @@ def _rows(d: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "features", ", ".join(d.features) or "none"
     yield "matmul", d.matmul
     yield "kernels", ", ".join(f"{op} {variant}" for op, variant in d.kernels.items())
+    for shape, tokens in d.crossover.items():
+        yield "crossover", f"{shape}: {f'BLAS from {tokens} tokens on' if tokens else 'int8 throughout'}"
     yield "memory", f"{gb(d.available_bytes)} of {gb(d.total_bytes)} free"
     for backend in d.backends:
         yield "backends", f"{backend.name}: {'yes' if backend.available else 'no'}, {backend.reason}"
