@@ -296,7 +296,7 @@ def test_ctrl_c_ends_a_chat_that_is_piped(run, prompts, ctrl_c_after):
 USAGE = [
     ([], "expected a command"),
     (["genrate"], "genrate: no such command; did you mean generate?"),
-    (["zzz"], "zzz: no such command; there are generate, chat, bench, perplexity, inspect, doctor"),
+    (["zzz"], "zzz: no such command; there are generate, chat, quantize, bench, perplexity, "),
     (["--debug"], "required: COMMAND"),
     (["generate", "--max-token", "5", "hi"], "--max-token: no such flag; did you mean --max-tokens?"),
     (["generate", "--max-token=5", "hi"], "--max-token: no such flag; did you mean --max-tokens?"),

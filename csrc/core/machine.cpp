@@ -64,7 +64,7 @@ static size_t enough_bytes() {
 #if defined(_SC_LEVEL3_CACHE_SIZE)
   cache = size_t(std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE)));
 #endif
-  return std::max(size_t(512) << 20, 8 * cache);
+  return std::max(size_t(256) << 20, 8 * cache);
 }
 
 double read_bandwidth(int n_threads) {

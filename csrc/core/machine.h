@@ -6,8 +6,8 @@
 
 namespace russet {
 
-// GB/s (1e9 bytes) that n_threads together read from memory, out of a buffer far larger than the caches: half
-// a gigabyte or more. Throws Error{memory} where the system refuses it.
+// GB/s (1e9 bytes) that n_threads together read from memory, out of a buffer far larger than the caches: a
+// quarter of a gigabyte or more. Throws Error{memory} where the system refuses it.
 double read_bandwidth(int n_threads);
 
 // 1e9 operations per second of int8 products summed in int32, 2 operations per product and sum, by the best

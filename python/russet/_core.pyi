@@ -153,7 +153,7 @@ def affine_errors(
 
 def default_threads() -> int: ...
 def read_bandwidth(n_threads: int) -> float:
-    """GB/s that the threads together read from memory: the best of several passes over half a gigabyte or more."""
+    """GB/s that the threads together read from memory: the best of several passes, far beyond the caches."""
 
 def int8_peak(n_threads: int) -> float:
     """1e9 operations per second of int8 products summed in int32, 2 per product, by this chip's best instruction."""

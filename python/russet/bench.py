@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from russet import _core, memory
 from russet.backends import Session
+from russet.checkpoint import Checkpoint
 from russet.config import Config, Reader
 from russet.generation import CHUNK_TOKENS
 from russet.model import Model
@@ -118,13 +119,13 @@ class Bench:
     def __init__(self, model: Model, *, seed: int = 0) -> None:
         self.model = model
         self._random = random.Random(seed)
-        self._products = _products(model)
+        self._products = products(model.checkpoint, model.config)
         self._sessions: list[Session] = []
 
     def check_memory(self, workloads: Sequence[Workload], max_memory: int | str | None = None) -> None:
         """Raises NotEnoughMemory, with the sum, where the weights and the largest batch of contexts do not fit."""
         memory.choose_n_ctx(
-            weight_bytes=self.model.checkpoint.n_bytes,
+            weight_bytes=self.model.weight_bytes,
             bytes_per_token=self.model.config.cache_bytes_per_token,
             max_ctx=self.model.n_ctx,
             n_ctx=max(workload.batch * workload.n_ctx for workload in workloads),
@@ -194,7 +195,7 @@ class Bench:
         layer_bytes = config.cache_bytes_per_token // config.n_layers
         n_bytes = n_ops = 0
         for pos, n in workload.calls():
-            read, seen = _keys(config, pos, n)
+            read, seen = keys(config, pos, n)
             n_bytes += weight_bytes + workload.batch * read * layer_bytes
             attention = 2 * seen * config.n_heads * config.head_dim  # q . k, then the sum of v
             n_ops += 2 * workload.batch * (n * in_layers + in_head + attention)
@@ -215,9 +216,8 @@ class Bench:
         return self._random.choices(range(self.model.config.vocab_size), k=n)
 
 
-def _products(model: Model) -> tuple[int, int]:
+def products(checkpoint: Checkpoint, config: Config) -> tuple[int, int]:
     """Multiply-adds of the matrix products for one token: in the layers, and for its logits."""
-    checkpoint, config = model.checkpoint, model.config
     hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
     shapes = expected_shapes(config)
     matrices = 0
@@ -229,7 +229,7 @@ def _products(model: Model) -> tuple[int, int]:
     return matrices, config.vocab_size * config.dim
 
 
-def _keys(config: Config, pos: int, n: int) -> tuple[int, int]:
+def keys(config: Config, pos: int, n: int) -> tuple[int, int]:
     """Of n tokens after pos others, over all layers: keys that any of them sees, and the sum of what each sees."""
     read = seen = 0
     for window in config.layer_window:

@@ -1,6 +1,7 @@
-"""How fast a model reads prompts and generates, beside what this machine can do at most.
+"""How fast a model reads prompts and generates, beside what the machine can do.
 
-Every -p and every -n is a test of its own, at every depth, batch and number of threads.
+Every -p and every -n is a test of its own, at every depth, batch and number
+of threads.
 """
 
 from __future__ import annotations

@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from russet.options import GenerateKeywords
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Room for the longest command, which argparse measures without its indent."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = len("    perplexity")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with short errors that know the nearest flag."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (`{self.prog} --help` says more)")

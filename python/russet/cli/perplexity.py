@@ -1,7 +1,8 @@
-"""How well a model foresees a text, and what one of its settings loses against another.
+"""How well a model foresees a text, and what one of its settings costs.
 
-Windows of --n-ctx tokens begin every --stride tokens; each scores the tokens that none before it has, given all that
-the window holds before them. The text's first token is never scored.
+Windows of --n-ctx tokens begin every --stride tokens; each scores the tokens
+that none before it has, given all that the window holds before them. The text's
+first token is never scored.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ SUMMARY = "how well a model foresees a text, and what a setting costs"
 
 EXAMPLES = """\
 examples:
-  russet perplexity -m Qwen/Qwen3-0.6B wiki.test.raw
-  russet perplexity -m Qwen/Qwen3-0.6B --positions -1 --n-ctx 2048 wiki.test.raw
-  russet perplexity -m ./my-model --against threads=1 book.txt
+  russet perplexity -m Qwen/Qwen3-0.6B book.txt
+  russet perplexity -m Qwen/Qwen3-0.6B --positions -1 --n-ctx 2048 book.txt
+  russet perplexity -m ./my-model --quantize int4 --against quantize=none \\
+    book.txt
   russet perplexity -m ./my-model --json < book.txt | jq .perplexity
 
---against loads the model once more, with those options of russet.load() changed,
-and says how far the model as the flags load it is from that.
+--against loads the model once more with those options of russet.load(),
+and says how far from it the model is that the other flags load.
 """
 
 POSITIONS = 500  # seconds for a small model, and one window
@@ -134,7 +136,7 @@ def _rows(p: Perplexity) -> Iterator[tuple[str, str]]:
 
 
 def _comparison_rows(c: Comparison, changes: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    against = ", ".join(f"{name}={value}" for name, value in changes.items())
+    against = ", ".join(f"{name}={value}".lower() for name, value in changes.items())
     yield "text", f"{c.model.n_tokens:,} tokens, {c.model.n_scored:,} of them scored"
     yield "windows", f"{c.model.n_ctx} tokens, one every {c.model.stride}"
     yield "perplexity", f"{_with_error(c.model.perplexity, c.model.perplexity_error)}"
