@@ -591,7 +591,7 @@ def test_doctor_says_what_is_in_use(run):
     assert report["version"] == russet.__version__
     assert report["python"].endswith(".".join(map(str, sys.version_info[:3])))
     assert report["threads"] >= 1
-    assert set(report["features"]) <= {"neon", "avx2", "avx512"}
+    assert set(report["features"]) <= {"neon", "dotprod", "i8mm", "avx2", "avx512", "vnni", "amx"}
     assert {"matvec", "matmul", "attention"} <= report["kernels"].keys()
     assert report["total_bytes"] >= report["available_bytes"] > 0
     assert [(b["name"], b["available"]) for b in report["backends"]] == [
