@@ -765,3 +765,74 @@ def test_generate_in_a_terminal_shows_a_spinner_and_needs_a_prompt(terminal):
 def test_python_m_russet():
     done = subprocess.run([*RUSSET, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"russet {russet.__version__}\n")
+
+
+# ---- quantize ----
+
+
+def test_quantize_writes_a_folder_that_generate_takes(run, tmp_path):
+    path = tmp_path / "int8"
+    code, out, err = run("quantize", DEMO, path)
+    assert (code, err) == (0, "")
+    assert "8 bits in groups of 64: 29" in out
+    assert "model.embed_tokens.weight in groups of 64: its 192 inputs make none of 128" in out
+    assert run("inspect", path).out.count("8 bits in groups of 64") == 1
+    loaded = run("generate", "-m", DEMO, "--quantize", "int8", "-n", 8, "-s", 1, PROMPT)
+    assert run("generate", "-m", path, "-n", 8, "-s", 1, PROMPT) == loaded
+    code, out, err = run("quantize", DEMO, path)
+    assert (code, out) == (2, "")
+    assert f"{path}: is there already" in err
+
+
+def test_quantize_reports_every_matrix_as_json(run, tmp_path):
+    kinds = ("--override", "*embed*=int8", "--override", "*v_proj=float")
+    options = ("--bits", 4, "--group-size", 32, "--symmetric", *kinds, "--json")
+    code, out, err = run("quantize", DEMO, tmp_path / "mixed", *options)
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report["n_bytes"] == (tmp_path / "mixed" / "model.safetensors").stat().st_size
+    matrices = {m["name"]: m for m in report["matrices"]}
+    assert matrices["model.embed_tokens.weight"]["bits"] == 8
+    assert matrices["model.layers.0.self_attn.v_proj.weight"]["note"] == "stays bf16"
+    q_proj = matrices["model.layers.0.self_attn.q_proj.weight"]
+    assert (q_proj["bits"], q_proj["group_size"], q_proj["note"]) == (4, 32, None)
+    assert 0 < q_proj["error"]["rms"] < q_proj["error"]["max"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("generate", "--quantize", "int2", PROMPT), "invalid choice: 'int2'"),
+        (("generate", "--group-size", 32, PROMPT), "--group-size, --symmetric and --override say how to quantise"),
+        (("generate", "--quantize", "int4", "--group-size", 48, PROMPT), "group_size: expected 32, 64 or 128, got 48"),
+        (("generate", "--quantize", "int4", "--override", "x", PROMPT), "--override: expected PATTERN=KIND"),
+        (("quantize", DEMO, "new", "--override", "x=int4"), "'x' fits no matrix of this model"),
+        (("quantize", DEMO, "new", "--bits", 6), "invalid choice: 6"),
+        (("quantize", DEMO), "the following arguments are required: FOLDER"),
+    ],
+)
+def test_quantisation_flags_without_meaning(run, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*flags)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_quantising_leaves_nothing(tmp_path):
+    # A signal from within, so that it comes when the first tensors have been written.
+    code = """
+import itertools, os, signal, sys
+from russet import cli, safetensors
+write, count = safetensors.Writer.write, itertools.count()
+def interrupted(self, name, array):
+    if next(count) == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+    write(self, name, array)
+safetensors.Writer.write = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "quantize", DEMO, tmp_path / "int8"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 130, ended.stderr
+    assert not list(tmp_path.iterdir())

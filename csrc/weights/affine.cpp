@@ -13,7 +13,7 @@ namespace russet {
 static constexpr int kMostGroup = 128;
 
 // What the search for 4 bits cuts off the range at each end. With the refits behind it, one such start lowers
-// the mean squared error by 17 to 30 % against MLX's choice; eight more starts would add 2 %, and take three
+// the mean squared error by 17 to 30 % against MLX's choice; eight more starts would add 3 %, and take three
 // times as long.
 static constexpr double kCut = 0.06;
 

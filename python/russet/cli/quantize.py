@@ -1,6 +1,7 @@
 """A quantised copy of a model folder, which russet and mlx-lm load.
 
-The new folder comes into being when it is complete; an error or Ctrl-C leaves nothing.
+The new folder comes into being when it is complete; an error or Ctrl-C leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ EXAMPLES = """\
 examples:
   russet quantize Qwen/Qwen3-0.6B ./qwen3-int8
   russet quantize ./my-model ./my-model-int4 --bits 4 --group-size 32
-  russet quantize ./my-model ./my-model-mixed --bits 4 --override '*embed*=int8' --override 'lm_head=int8'
+  russet quantize ./my-model ./mixed --bits 4 --override '*embed*=int8'
 """
 
 

@@ -75,4 +75,4 @@ def sources(hf: Reader, config: Config) -> dict[str, Source]:
 
 
 def mlx_name(name: str) -> str:
-    return "model." + name.replace("gpt_neox.layers.", "h.").replace("gpt_neox.", "")
+    return "model." + name.replace("gpt_neox.layers.", "h.").replace("gpt_neox.", "").replace("lm_head", "embed_out")
