@@ -14,8 +14,7 @@ static void attention_ref(const AttentionArgs& a) {
     double top = -1e300, total = 0;
     for (int j = begin; j < end; ++j) {
       double s = 0;
-      for (int c = 0; c < a.head_dim; ++c)
-        s += double(a.q[i][c]) * double(a.k[key_offset(a, j) + size_t(c)]);
+      for (int c = 0; c < a.head_dim; ++c) s += double(a.q[i][c]) * double(a.k[key_offset(a, j) + size_t(c)]);
       s *= double(a.scale);
       if (a.softcap > 0) s = double(a.softcap) * std::tanh(s / double(a.softcap));
       p[size_t(j - begin)] = s;

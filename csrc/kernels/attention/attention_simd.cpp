@@ -15,8 +15,16 @@ namespace {
 
 constexpr float kHidden = -3.4e38f;  // a score whose weight is exactly 0
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSums = 16;  // vectors of them, of 32 registers
+#else
+constexpr int kSums = 8;  // of 16
+#endif
+
 template <int n>
 struct Tile {
+  static constexpr int kColumnVecs = std::min(8, kSums / (n == 3 ? 4 : n)), kRowsAtOnce = 8;
+
   explicit Tile(const AttentionArgs& args) : a(args) {}
 
   const AttentionArgs& a;
@@ -36,12 +44,20 @@ struct Tile {
       for (int i = 0; i < n; ++i)
         for (int u = 0; u < 4; ++u) s[i][u] = splat(0);
       int c = 0;
-      for (; c + Vec::width <= a.head_dim; c += Vec::width) {
-        Vec kc[4];
-        for (int u = 0; u < 4; ++u) kc[u] = load(k[u] + c);
-        for (int i = 0; i < n; ++i) {
-          const Vec qc = load(q[i] + c);
-          for (int u = 0; u < 4; ++u) s[i][u] = fma(qc, kc[u], s[i][u]);
+      if constexpr (n <= 2) {  // bound by memory: key after key, the way they lie there
+        for (int u = 0; u < 4; ++u)
+          for (c = 0; c + Vec::width <= a.head_dim; c += Vec::width) {
+            const Vec kc = load(k[u] + c);
+            for (int i = 0; i < n; ++i) s[i][u] = fma(load(q[i] + c), kc, s[i][u]);
+          }
+      } else {  // bound by loads: four keys share those of the queries
+        for (; c + Vec::width <= a.head_dim; c += Vec::width) {
+          Vec kc[4];
+          for (int u = 0; u < 4; ++u) kc[u] = load(k[u] + c);
+          for (int i = 0; i < n; ++i) {
+            const Vec qc = load(q[i] + c);
+            for (int u = 0; u < 4; ++u) s[i][u] = fma(qc, kc[u], s[i][u]);
+          }
         }
       }
       for (int i = 0; i < n; ++i) sum_4(s[i], p[i] + j);
@@ -79,15 +95,16 @@ struct Tile {
     return shrink;
   }
 
+  // A few rows at a time, so that memory is read in one run whatever the number of columns that fit in
+  // registers.
   template <int n_vecs>
-  void values_of(int c, int key0, int n_keys, const float* shrink) {
+  void values_of(int c, const float* v, int j0, int n_keys) {
     Vec s[n][n_vecs];
     for (int i = 0; i < n; ++i)
-      for (int u = 0; u < n_vecs; ++u) s[i][u] = load(acc[i] + c + u * Vec::width) * splat(shrink[i]);
-    const float* v = a.v + key_offset(a, key0) + c;
-    for (int j = 0; j < n_keys; ++j, v += a.head_dim) {
+      for (int u = 0; u < n_vecs; ++u) s[i][u] = load(acc[i] + c + u * Vec::width);
+    for (int j = j0; j < std::min(j0 + kRowsAtOnce, n_keys); ++j) {
       Vec vc[n_vecs];
-      for (int u = 0; u < n_vecs; ++u) vc[u] = load(v + u * Vec::width);
+      for (int u = 0; u < n_vecs; ++u) vc[u] = load(v + j * a.head_dim + c + u * Vec::width);
       for (int i = 0; i < n; ++i)
         for (int u = 0; u < n_vecs; ++u) s[i][u] = fma(vc[u], splat(p[i][j]), s[i][u]);
     }
@@ -95,19 +112,25 @@ struct Tile {
       for (int u = 0; u < n_vecs; ++u) store(acc[i] + c + u * Vec::width, s[i][u]);
   }
 
-  void values(int key0, int n_keys, const float* shrink) {
-    int c = 0;
-    constexpr int n_vecs = n <= 2 ? 4 : 2;  // chains of sums enough to hide the latency
+  // As many columns as whole vectors have, the widest blocks first; returns the first column left.
+  template <int n_vecs>
+  int values_up_to(int c, const float* v, int j0, int n_keys) {
     for (; c + n_vecs * Vec::width <= a.head_dim; c += n_vecs * Vec::width)
-      values_of<n_vecs>(c, key0, n_keys, shrink);
-    for (; c + Vec::width <= a.head_dim; c += Vec::width) values_of<1>(c, key0, n_keys, shrink);
-    for (; c < a.head_dim; ++c) {
-      const float* v = a.v + key_offset(a, key0) + c;
-      for (int i = 0; i < n; ++i) {
-        float s = acc[i][c] * shrink[i];
-        for (int j = 0; j < n_keys; ++j) s = std::fma(p[i][j], v[j * a.head_dim], s);
-        acc[i][c] = s;
-      }
+      values_of<n_vecs>(c, v, j0, n_keys);
+    if constexpr (n_vecs > 1) return values_up_to<n_vecs / 2>(c, v, j0, n_keys);
+    return c;
+  }
+
+  void values(int key0, int n_keys, const float* shrink) {
+    const float* v = a.v + key_offset(a, key0);
+    for (int i = 0; i < n; ++i)
+      if (shrink[i] != 1)
+        for (int c = 0; c < a.head_dim; ++c) acc[i][c] *= shrink[i];
+    for (int j = 0; j < n_keys; j += kRowsAtOnce) {
+      for (int c = values_up_to<kColumnVecs>(0, v, j, n_keys); c < a.head_dim; ++c)
+        for (int i = 0; i < n; ++i)
+          for (int u = j; u < std::min(j + kRowsAtOnce, n_keys); ++u)
+            acc[i][c] = std::fma(p[i][u], v[u * a.head_dim + c], acc[i][c]);
     }
   }
 
