@@ -220,6 +220,17 @@ def test_a_pattern_that_fits_nothing(tmp_path):
         russet.load(tmp_path, quantize=Quantization(overrides={"wte": "int8"}))
 
 
+def test_what_stays_float_is_said(tmp_path, caplog):
+    make_quantisable(tmp_path / "a", "llama", intermediate_size=200)
+    russet.load(tmp_path / "a", quantize="int8")
+    assert [record.getMessage() for record in caplog.records if record.name == "russet"] == [
+        "quantize: model.layers.0.mlp.down_proj.weight (and 2 more) stays float: its inputs make no groups of 32"
+    ]
+    make(tmp_path / "b", "gpt2", n_embd=36, n_head=3)
+    with pytest.raises(UsageError, match="none of this model's matrices would be; their inputs must make groups of 32"):
+        russet.load(tmp_path / "b", quantize="int8")
+
+
 def test_the_context_is_chosen_beside_the_quantised_weights(tmp_path):
     make_quantisable(tmp_path, "llama")
     n_floats = sum(t.nbytes for t in open_checkpoint(tmp_path).tensors.values()) // 4
