@@ -394,13 +394,13 @@ def test_memory_holds_the_result_and_one_tensor(tmp_path):
         run = [sys.executable, "-c", f"import sys, russet; path = sys.argv[1]; {code}", str(tmp_path)]
         return 1024 * int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
-    base = peak("russet.load(n_ctx=64)")
-    loaded = peak("russet.load(path, n_ctx=64, quantize='int8')") - base
-    saved = peak("russet.save_quantized(path, path + '/int8')") - base
+    # The demo brings what any model does: threads, kernels, a tokenizer. 16 MB are for what differs by chance.
+    loaded = peak("russet.load(path, n_ctx=64, quantize='int8')") - peak("russet.load(n_ctx=64, quantize='int8')")
+    saved = peak("russet.save_quantized(path, path + '/int8')") - peak("pass")
     tensor = 4 * 2**20
     assert n_bytes > 90e6
-    assert loaded < n_bytes / 2 * (1 + 1 / 64) + 2 * tensor + 4e6  # floats and codes, and what a process needs
-    assert saved < 3 * tensor + 4e6
+    assert loaded < n_bytes / 2 * (1 + 1 / 64) + 2 * tensor + 16e6  # not 1.5 n_bytes, as with all floats in memory
+    assert saved < 3 * tensor + 16e6
 
 
 # ---- MLX ----
