@@ -220,6 +220,17 @@ def test_a_pattern_that_fits_nothing(tmp_path):
         russet.load(tmp_path, quantize=Quantization(overrides={"wte": "int8"}))
 
 
+def test_what_stays_float_is_said(tmp_path, caplog):
+    make_quantisable(tmp_path / "a", "llama", intermediate_size=200)
+    russet.load(tmp_path / "a", quantize="int8")
+    assert [record.getMessage() for record in caplog.records if record.name == "russet"] == [
+        "quantize: model.layers.0.mlp.down_proj.weight (and 2 more) stays float: its inputs make no groups of 32"
+    ]
+    make(tmp_path / "b", "gpt2", n_embd=36, n_head=3)
+    with pytest.raises(UsageError, match="none of this model's matrices would be; their inputs must make groups of 32"):
+        russet.load(tmp_path / "b", quantize="int8")
+
+
 def test_the_context_is_chosen_beside_the_quantised_weights(tmp_path):
     make_quantisable(tmp_path, "llama")
     n_floats = sum(t.nbytes for t in open_checkpoint(tmp_path).tensors.values()) // 4
@@ -383,13 +394,13 @@ def test_memory_holds_the_result_and_one_tensor(tmp_path):
         run = [sys.executable, "-c", f"import sys, russet; path = sys.argv[1]; {code}", str(tmp_path)]
         return 1024 * int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
-    base = peak("russet.load(n_ctx=64)")
-    loaded = peak("russet.load(path, n_ctx=64, quantize='int8')") - base
-    saved = peak("russet.save_quantized(path, path + '/int8')") - base
+    # The demo brings what any model does: threads, kernels, a tokenizer. 16 MB are for what differs by chance.
+    loaded = peak("russet.load(path, n_ctx=64, quantize='int8')") - peak("russet.load(n_ctx=64, quantize='int8')")
+    saved = peak("russet.save_quantized(path, path + '/int8')") - peak("pass")
     tensor = 4 * 2**20
     assert n_bytes > 90e6
-    assert loaded < n_bytes / 2 * (1 + 1 / 64) + 2 * tensor + 4e6  # floats and codes, and what a process needs
-    assert saved < 3 * tensor + 4e6
+    assert loaded < n_bytes / 2 * (1 + 1 / 64) + 2 * tensor + 16e6  # not 1.5 n_bytes, as with all floats in memory
+    assert saved < 3 * tensor + 16e6
 
 
 # ---- MLX ----

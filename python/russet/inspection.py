@@ -17,7 +17,7 @@ from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import CheckpointError, ConfigError, RussetError, UsageError, WeightsError
 from russet.hub import resolve
-from russet.model import load
+from russet.model import read_parts
 from russet.models import family_of
 from russet.options import options_of
 from russet.quantization import QuantizedTensor
@@ -182,8 +182,8 @@ def inspect(
         tokenizer = _tokenizer_report(folder)
     with problems.noted():
         if tensor_report and tensor_report.fit and not problems:
-            load(folder, n_ctx=n_ctx, max_memory=max_memory)  # has the last word
-        elif checkpoint:  # load() would not come so far
+            read_parts(folder, n_ctx=n_ctx, max_memory=max_memory)  # has the last word
+        elif checkpoint:  # read_parts() would not come so far
             options_of(Reader(checkpoint.generation_config, str(folder / "generation_config.json")))
     model_type = hf.values.get("model_type")
     in_groups = {part for name in quantized for part in (name, *group_names(name))}

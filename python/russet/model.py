@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.quantization import Quantization
 from russet.tokenizer import Message, Tokenizer
-from russet.weights import Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
+from russet.weights import Plan, Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,22 +69,70 @@ def load(
     Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and
     UsageError where `quantize` asks for what cannot be, or the checkpoint is quantised already.
     """
-    quantization = Quantization.of(quantize)
     if model is None:
         if keep_packed:
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    parts = read_parts(
+        model,
+        revision=revision,
+        local_files_only=local_files_only,
+        n_ctx=n_ctx,
+        max_memory=max_memory,
+        quantize=quantize,
+        strict=strict,
+    )
+    return Model(
+        config=parts.config,
+        tokenizer=parts.tokenizer,
+        backend=_open_backend(backend, parts, threads, keep_packed),
+        n_ctx=parts.n_ctx,
+        defaults=parts.defaults,
+        checkpoint=parts.checkpoint,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All of a model but its backend: read, checked, and hardly a weight touched."""
+
+    config: Config
+    weights: Weights
+    tokenizer: Tokenizer
+    n_ctx: int
+    defaults: GenerateOptions
+    checkpoint: Checkpoint
+    quantization: Quantization | None
+
+
+def read_parts(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    n_ctx: int | None = None,
+    max_memory: int | str | None = None,
+    quantize: str | Quantization | None = None,
+    strict: bool = True,
+) -> Parts:
+    """What load() does before the weights go to a backend; the options and errors are load()'s."""
+    quantization = Quantization.of(quantize)
     checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
     hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
     family = family_of(hf)
     config = family.config(hf)
     sources = family.sources(hf, config)
-    plan, weight_bytes = {}, checkpoint.n_bytes
+    plan: Plan = {}
+    weight_bytes = checkpoint.n_bytes
     if quantization:
         sources = without_copied_head(checkpoint.tensors, sources, config)
         plan = plan_quantization(checkpoint.tensors, sources, quantization)
         weight_bytes = needed_bytes(checkpoint.tensors, sources, plan)
+        left = [name for name, how in plan.items() if how is None and quantization.of_tensor(name)]
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            _log.warning("quantize: %s%s stays float: its inputs make no groups of 32", left[0], more)
     n_ctx = memory.choose_n_ctx(
         weight_bytes=weight_bytes,
         bytes_per_token=config.cache_bytes_per_token,
@@ -96,24 +145,24 @@ def load(
     weights = bind(checkpoint.tensors, sources, config, plan=plan, ignored=family.IGNORED, strict=strict)
     tokenizer = Tokenizer.from_pretrained(checkpoint.path)
     defaults = options_of(Reader(checkpoint.generation_config, str(checkpoint.path / "generation_config.json")))
-    return Model(
+    return Parts(
         config=config,
+        weights=weights,
         tokenizer=tokenizer,
-        backend=_open_backend(backend, config, weights, threads, PackedFile(checkpoint, quantization), keep_packed),
         n_ctx=n_ctx,
         defaults=defaults,
         checkpoint=checkpoint,
+        quantization=quantization,
     )
 
 
-def _open_backend(
-    name: str, config: Config, weights: Weights, threads: int | None, packed_file: PackedFile, keep_packed: bool
-) -> Backend:
+def _open_backend(name: str, parts: Parts, threads: int | None, keep_packed: bool) -> Backend:
     if name not in ("auto", "cpu"):
         raise BackendError(f"backend {name!r}: expected 'auto' or 'cpu'; others are not built yet")
     from russet.backends.cpu import CpuBackend
 
-    return CpuBackend(config, weights, threads=threads, packed_file=packed_file, keep_packed=keep_packed)
+    packed_file = PackedFile(parts.checkpoint, parts.quantization)
+    return CpuBackend(parts.config, parts.weights, threads=threads, packed_file=packed_file, keep_packed=keep_packed)
 
 
 class Model:

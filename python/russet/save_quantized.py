@@ -119,8 +119,6 @@ class _Job:
         self.tensors: dict[str, Tensor] = {name: checkpoint.tensors[name] for name in self.sources}
         self.n_bytes = needed_bytes(checkpoint.tensors, sources, self.plan)
         self.matrices: list[QuantizedMatrix] = []
-        if not self.plan:
-            raise UsageError("quantize: no matrix of this model can be quantised so: none has inputs in groups of 32")
 
     def name_of(self, tensor: Tensor) -> str:
         """What it is called in the new folder: as mlx-lm writes it."""
@@ -207,7 +205,7 @@ class _Job:
         kinds = {
             self.name_of(self.tensors[name]).removesuffix(".weight"): {"group_size": how.group_size, "bits": how.bits}
             for name, how in self.plan.items()
-            if name in self.tensors
+            if how and name in self.tensors
         }
         usual = max(kinds.values(), key=list(kinds.values()).count)
         said = {**usual, **{name: kind for name, kind in kinds.items() if kind != usual}}

@@ -50,6 +50,10 @@ class Source:
         return self
 
 
+#: tensor name -> how a matrix is to be quantised; None: it stays float
+Plan = Mapping[str, Quantization | None]
+
+
 @dataclass(frozen=True, slots=True)
 class ToQuantize:
     """A float matrix that is quantised when its turn comes, so that only one at a time takes memory twice."""
@@ -107,7 +111,7 @@ def bind(
     sources: Mapping[str, Source],
     config: Config,
     *,
-    plan: Mapping[str, Quantization] | None = None,
+    plan: Plan | None = None,
     ignored: Sequence[str] = (),
     strict: bool = True,
 ) -> Weights:
@@ -130,8 +134,9 @@ def bind(
                 weights[role] = (quantized.dequantized(), "f32") if role == POSITIONS else quantized
                 continue
             _check(tensor, source, shape, config)
-            if plan and name in plan and shape is not None:
-                weights[role] = ToQuantize(tensor, source, plan[name], *shape)
+            how = plan.get(name) if plan else None
+            if how is not None and shape is not None:
+                weights[role] = ToQuantize(tensor, source, how, *shape)
             else:
                 weights[role] = _take(tensor, source)
         elif not source.optional:
@@ -228,13 +233,12 @@ def _quantized(tensors: Mapping[str, Tensor], codes: Tensor, source: Source, sha
     return quantized if source.rows is None else quantized.rows(source.rows)
 
 
-def plan_quantization(
-    tensors: Mapping[str, Tensor], sources: Mapping[str, Source], quantization: Quantization
-) -> dict[str, Quantization]:
-    """Tensor name -> how it is to be quantised: every matrix but learned positions whose inputs make whole groups.
+def plan_quantization(tensors: Mapping[str, Tensor], sources: Mapping[str, Source], quantization: Quantization) -> Plan:
+    """What becomes of every matrix but learned positions.
 
-    Where the group size does not divide the inputs, a smaller one is taken. Raises UsageError for a checkpoint that is
-    quantised already, and for a pattern of `overrides` that fits no name.
+    Where the group size does not divide the inputs, a smaller one is taken; where none does, the matrix stays float.
+    Raises UsageError for a checkpoint that is quantised already, for a pattern of `overrides` that fits no name, and
+    where nothing is left to quantise.
     """
     matrices: dict[str, Source] = {}
     for role, source in sources.items():
@@ -249,16 +253,18 @@ def plan_quantization(
         if not any(fnmatchcase(name.removesuffix(".weight"), pattern) for name in matrices):
             example = next(iter(matrices), "model.embed_tokens.weight").removesuffix(".weight")
             raise UsageError(f"overrides: {pattern!r} fits no matrix of this model; a name is like {example!r}")
-    plan = {}
+    plan: dict[str, Quantization | None] = {}
     for name, source in matrices.items():
         how = quantization.of_tensor(name)
-        fitting = how and how.fitting(tensors[name].shape[0 if source.transposed else 1])
-        if fitting and tensors[name].dtype in DTYPES:
-            plan[name] = fitting
+        plan[name] = how and how.fitting(tensors[name].shape[0 if source.transposed else 1])
+    if matrices and not any(plan.values()):
+        raise UsageError(
+            "quantize: none of this model's matrices would be; their inputs must make groups of 32 or more"
+        )
     return plan
 
 
-def needed_bytes(tensors: Mapping[str, Tensor], sources: Mapping[str, Source], plan: Mapping[str, Quantization]) -> int:
+def needed_bytes(tensors: Mapping[str, Tensor], sources: Mapping[str, Source], plan: Plan) -> int:
     """Bytes of all that the sources take, once the plan is carried out."""
     names = {next((name for name in source.names if name in tensors), None) for source in sources.values()}
     return sum(_needed_bytes(tensors[name], plan.get(name)) for name in names if name)
