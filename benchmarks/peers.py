@@ -30,7 +30,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report import Table, machine, plot_bars, spread
+from report import Table, machine, plot_panels, spread
 
 SETTLE_S = (
     0.3  # OpenMP's threads spin for up to 0.2 s when their work is done: they shall not be measured with the next
@@ -244,11 +244,11 @@ def main() -> None:
         }
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
-        plot_bars(
+        plot_panels(
             args.plot,
             title=Path(args.folder).name,
-            ylabel="tokens/s",
-            groups=[task.name for task in tasks],
+            xlabel="tokens/s",
+            panels=[task.name for task in tasks],
             bars={n: [statistics.median(speeds[task][n]) for task in tasks] for n in running},
         )
 
