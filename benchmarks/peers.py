@@ -143,6 +143,7 @@ def measure(
     contexts = {task.depth: draw.choices(range(vocab_size), k=max(task.depth, 1)) for task in tasks}
     speeds: dict[Task, dict[str, list[float]]] = {task: {name: [] for name in running} for task in tasks}
     for round_ in range(-1, rounds):  # the first is a warm-up
+        print(f"round {round_ + 1} of {rounds}" if round_ >= 0 else "warm-up", file=sys.stderr)
         for task in tasks:
             prompt = draw.choices(range(vocab_size), k=task.n_tokens)
             for name, contender in running.items():
