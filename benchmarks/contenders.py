@@ -81,10 +81,9 @@ class Russet(TokenByToken):
         import russet
 
         super().__init__()
-        options = {"quantize": quantize} if quantize else {}
-        self.model = russet.load(folder, threads=threads, n_ctx=n_ctx, **options)
+        self.model = russet.load(folder, threads=threads, n_ctx=n_ctx, quantize=quantize)
         self.version = f"russet {russet.__version__}"
-        self.weight_bytes = getattr(self.model.backend, "weight_bytes", self.model.checkpoint.n_bytes)
+        self.weight_bytes = self.model.weight_bytes
 
     def empty(self) -> Any:
         return self.model.session()

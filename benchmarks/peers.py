@@ -30,7 +30,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from report import Table, machine, plot_bars, spread
+from report import Table, machine, plot_panels, spread
 
 SETTLE_S = (
     0.3  # OpenMP's threads spin for up to 0.2 s when their work is done: they shall not be measured with the next
@@ -143,6 +143,7 @@ def measure(
     contexts = {task.depth: draw.choices(range(vocab_size), k=max(task.depth, 1)) for task in tasks}
     speeds: dict[Task, dict[str, list[float]]] = {task: {name: [] for name in running} for task in tasks}
     for round_ in range(-1, rounds):  # the first is a warm-up
+        print(f"round {round_ + 1} of {rounds}" if round_ >= 0 else "warm-up", file=sys.stderr)
         for task in tasks:
             prompt = draw.choices(range(vocab_size), k=task.n_tokens)
             for name, contender in running.items():
@@ -244,11 +245,11 @@ def main() -> None:
         }
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
-        plot_bars(
+        plot_panels(
             args.plot,
             title=Path(args.folder).name,
-            ylabel="tokens/s",
-            groups=[task.name for task in tasks],
+            xlabel="tokens/s",
+            panels=[task.name for task in tasks],
             bars={n: [statistics.median(speeds[task][n]) for task in tasks] for n in running},
         )
 

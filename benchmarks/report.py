@@ -90,7 +90,31 @@ def plot_lines(
     save()
 
 
+def plot_panels(
+    file: str, *, title: str, xlabel: str, panels: Sequence[str], bars: Mapping[str, Sequence[float]]
+) -> None:
+    """One panel per entry of `panels`, each with a scale of its own and one bar per contender."""
+    pyplot = _pyplot()
+    size = (4 * len(panels) + 2, 0.3 * len(bars) + 1.5)
+    figure, grid = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure.suptitle(title)
+    for i, (axes, panel) in enumerate(zip(grid[0], panels, strict=True)):
+        axes.bar_label(axes.barh(list(bars), [widths[i] for widths in bars.values()]), fmt="%.3g", padding=2)
+        axes.set_title(panel)
+        axes.set_xlabel(xlabel)
+        axes.margins(x=0.15)
+    grid[0, 0].invert_yaxis()  # the first contender on top
+    figure.savefig(file, dpi=120)
+
+
 def _axes(file: str, title: str):  # type: ignore[no-untyped-def]
+    figure, axes = _pyplot().subplots(figsize=(8, 5), layout="constrained")
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    return axes, lambda: figure.savefig(file, dpi=120)
+
+
+def _pyplot():  # type: ignore[no-untyped-def]
     try:
         import matplotlib
     except ImportError:
@@ -98,7 +122,4 @@ def _axes(file: str, title: str):  # type: ignore[no-untyped-def]
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    axes.set_title(title)
-    axes.grid(axis="y", alpha=0.3)
-    return axes, lambda: figure.savefig(file, dpi=120)
+    return pyplot
