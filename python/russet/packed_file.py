@@ -45,6 +45,7 @@ class PackedFile:
             kind += "-symmetric" if quantization.symmetric else ""
             kind += "-overrides" if quantization.overrides else ""
         self.path = checkpoint.path / ".russet" / f"{kind}.packed"
+        self._like = checkpoint.files[0]
         stats = {file.name: os.stat(file) for file in checkpoint.files}
         self._origin = {
             "layout": LAYOUT,
@@ -102,6 +103,7 @@ class PackedFile:
             with open(descriptor, "wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header + bytes(padding))
                 file.write(arena.bytes().data)
+            shutil.copymode(self._like, part)  # readable by whoever may read the checkpoint
             os.replace(part, self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
