@@ -324,8 +324,8 @@ void sweep_quantize() {
   });
 }
 
-// Groups of every kind in turn: normal values, tiny and huge ones, an offset, halves, all alike, zeros of both
-// signs, the largest floats, and one that is damaged.
+// Groups of every kind in turn: normal values, tiny and huge ones, an offset, halves, all alike, zeros of
+// both signs, the largest floats, and one that is damaged.
 void sweep_fit() {
   sweep("fit", fit_variants(), [](auto run, auto ref, Worst& worst) {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16})

@@ -15,7 +15,7 @@ SIZES = (1e-45, 1e-40, 1e-38, 1e-30, 1e-7, 1.0, 1e4, 1e18, 1e30, 1e38)
 
 
 def groups(dtype, n_groups, group_size):
-    """One group a row, of values that dtype has: noise of many sizes and offsets, alike, halves, zeros of both signs."""
+    """One group a row, of values that dtype has: noise of many sizes, offsets, alike, halves, zeros of both signs."""
     rng = np.random.default_rng(group_size)
     w = rng.normal(size=(n_groups, group_size))
     kinds = (

@@ -54,7 +54,8 @@ void to_affine(const View& w, int bits, int group_size, bool symmetric, uint32_t
         widen({static_cast<const T*>(w.data) + at, w.dtype, block, size_t(n)});
         fit({block, n_groups, group_size, bits, symmetric, w.dtype, block_codes, block_scales, block_biases});
         for (int g = 0; g < n_groups; ++g) {
-          if (std::isnan(block_scales[g])) refuse(block + g * group_size, at + size_t(g * group_size), n_cols);
+          if (std::isnan(block_scales[g]))
+            refuse(block + g * group_size, at + size_t(g * group_size), n_cols);
           const size_t group = at / size_t(group_size) + size_t(g);
           static_cast<T*>(scales)[group] = stored_as(block_scales[g], type);
           static_cast<T*>(biases)[group] = stored_as(block_biases[g], type);

@@ -72,7 +72,8 @@ void search(const FitArgs& a, int first, int n) {
   store(lows, low);
   store(highs, high);
   const Vec most_code = splat(float((1 << a.bits) - 1));
-  Vec best_scale = splat(0), best_bias = splat(0), least_error = splat(std::numeric_limits<float>::infinity());
+  Vec best_scale = splat(0), best_bias = splat(0),
+      least_error = splat(std::numeric_limits<float>::infinity());
   for (int start = 0; start < n_starts(a.bits); ++start) {
     start_of(start, lows, highs, kLanes, a.bits, a.dtype, scales, biases);
     if (start == 0) best_scale = load(scales), best_bias = load(biases);
@@ -129,7 +130,8 @@ void write_codes(const float* w, int n, float scale, float off, float from, Vec 
 void RUSSET_FOR_ISA(fit)(const FitArgs& a) {
   const float center = float(1 << (a.bits - 1));
   if (!a.symmetric)
-    for (int g = 0; g < a.n_groups; g += kLanes) search(a, g, a.n_groups - g < kLanes ? a.n_groups - g : kLanes);
+    for (int g = 0; g < a.n_groups; g += kLanes)
+      search(a, g, a.n_groups - g < kLanes ? a.n_groups - g : kLanes);
   for (int g = 0; g < a.n_groups; ++g) {
     const float* w = a.w + size_t(g) * size_t(a.group_size);
     uint8_t* codes = a.codes + size_t(g) * size_t(a.group_size);
