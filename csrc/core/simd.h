@@ -4,6 +4,8 @@
 // Included by the <op>_simd.cpp files, which CMake builds once per ISA with that ISA's flags:
 // RUSSET_FOR_ISA(matvec) is matvec_avx2 in one object and matvec_avx512 in the next. Every name here lives in
 // an anonymous namespace, so that the linker can never merge two ISAs into one symbol.
+//
+// where_less(a, b, yes, no) is, lane by lane, yes where a < b and no elsewhere, also where one is NaN.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -25,7 +27,6 @@ namespace {
 
 #if defined(__AVX512F__)
 
-// where_less(a, b, yes, no) is yes where a < b, and no elsewhere, NaNs included.
 struct Vec {
   static constexpr int width = 16;
   __m512 v;
