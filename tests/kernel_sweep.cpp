@@ -12,6 +12,7 @@
 
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
@@ -323,6 +324,47 @@ void sweep_quantize() {
   });
 }
 
+// Groups of every kind in turn: normal values, tiny and huge ones, an offset, halves, all alike, zeros of
+// both signs, the largest floats, and one that is damaged.
+void sweep_fit() {
+  sweep("fit", fit_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+      for (const int bits : {8, 4})
+        for (const bool symmetric : {false, true})
+          for (const int group_size : {32, 64, 128})
+            for (const int n_groups : {1, 3, 4, 5, 9, 33}) {
+              const size_t n = size_t(n_groups), size = size_t(group_size);
+              Floats w = Weights(dtype, n_groups, group_size).values;
+              for (size_t i = 0; i < w.size(); ++i) {
+                const float normal = w[i], one = w[i / size * size];
+                const float kinds[] = {normal,
+                                       normal * 1e-30f,
+                                       normal * 1e-44f,
+                                       normal * 1e18f,
+                                       100 + normal,
+                                       std::nearbyint(normal) / 2,
+                                       one,
+                                       std::copysign(one, normal),
+                                       std::copysign(0.0f, normal),
+                                       std::copysign(3.4e38f, normal),
+                                       i % size == 5 ? NAN : normal};
+                w[i] = kinds[i / size % 11];
+              }
+              std::vector<uint8_t> codes(w.size(), 77), expected_codes = codes;
+              Floats scales(n, 7), expected_scales = scales, biases = scales, expected_biases = scales;
+              run({w.data(), n_groups, group_size, bits, symmetric, dtype, codes.data(), scales.data(),
+                   biases.data()});
+              ref({w.data(), n_groups, group_size, bits, symmetric, dtype, expected_codes.data(),
+                   expected_scales.data(), expected_biases.data()});
+              for (size_t i = 0; i < codes.size(); ++i) worst.see_bits(codes[i], expected_codes[i]);
+              for (size_t g = 0; g < n; ++g) {
+                worst.see_bits(scales[g], expected_scales[g]);
+                worst.see_bits(biases[g], expected_biases[g]);
+              }
+            }
+  });
+}
+
 // Random codes, or extremes alone; rows past the last hold random ones too, which nothing may show.
 struct PackedWeights {
   PackedWeights(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric, bool extreme)
@@ -409,6 +451,7 @@ int main() {
   sweep_gate();
   sweep_attention();
   sweep_quantize();
+  sweep_fit();
   sweep_qmatmul();
   std::printf("%d passed, %d failed, %d skipped\n", g_passed, g_failed, g_skipped);
   return g_failed > 0;

@@ -6,6 +6,7 @@
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
@@ -48,6 +49,7 @@ py::dict variants() {
   tables["matmul"] = describe("matmul", matmul_variants(DType::f32));
   tables["matmul_bf16"] = describe("matmul_bf16", matmul_variants(DType::bf16));
   tables["quantize"] = describe("quantize", quantize_variants());
+  tables["fit"] = describe("fit", fit_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
   tables["norm"] = describe("norm", norm_variants());
@@ -93,6 +95,18 @@ py::tuple run_quantize(const std::string& variant, const Array<float>& x, int gr
   find(quantize_variants(), variant)({x.data(), codes.mutable_data(), scales.mutable_data(),
                                       sums.mutable_data(), int(x.shape(0)), int(x.shape(1)), group_size});
   return py::make_tuple(codes, scales, sums);
+}
+
+// w [n_groups, group_size] -> codes, scales, biases
+py::tuple run_fit(const std::string& variant, const Array<float>& w, const std::string& dtype, int bits,
+                  bool symmetric) {
+  check(w.ndim() == 2, ErrorKind::usage, "fit: expected w [n_groups, group_size]");
+  check_groups(bits, int(w.shape(1)));
+  Array<uint8_t> codes({w.shape(0), w.shape(1)});
+  Array<float> scales(w.shape(0)), biases(w.shape(0));
+  find(fit_variants(), variant)({w.data(), int(w.shape(0)), int(w.shape(1)), bits, symmetric, dtype_of(dtype),
+                                 codes.mutable_data(), scales.mutable_data(), biases.mutable_data()});
+  return py::make_tuple(codes, scales, biases);
 }
 
 Array<float> run_qmatmul(const std::string& variant, const PackedMatrix& w, const Array<int8_t>& codes,
@@ -192,6 +206,8 @@ void bind_kernels(py::module_& m) {
   kernels.def("matvec", &run_matvec, py::arg("variant"), py::arg("w"), py::arg("x"));
   kernels.def("matmul", &run_matmul, py::arg("variant"), py::arg("w"), py::arg("x"));
   kernels.def("quantize", &run_quantize, py::arg("variant"), py::arg("x"), py::arg("group_size"));
+  kernels.def("fit", &run_fit, py::arg("variant"), py::arg("w"), py::arg("dtype"), py::arg("bits"),
+              py::arg("symmetric"));
   kernels.def("qmatmul", &run_qmatmul, py::arg("variant"), py::arg("w"), py::arg("codes"), py::arg("scales"),
               py::arg("sums"));
   kernels.def("norm", &run_norm, py::arg("variant"), py::arg("kind"), py::arg("x"), py::arg("w"),

@@ -4,6 +4,8 @@
 // Included by the <op>_simd.cpp files, which CMake builds once per ISA with that ISA's flags:
 // RUSSET_FOR_ISA(matvec) is matvec_avx2 in one object and matvec_avx512 in the next. Every name here lives in
 // an anonymous namespace, so that the linker can never merge two ISAs into one symbol.
+//
+// where_less(a, b, yes, no) is, lane by lane, yes where a < b and no elsewhere, also where one is NaN.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -69,6 +71,9 @@ inline Vec min(Vec a, Vec b) {
 inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
 inline Vec power_of_2(Vec n) {
   return {_mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_add_ps(n.v, _mm512_set1_ps(127))), 23))};
@@ -132,6 +137,9 @@ inline Vec min(Vec a, Vec b) {
 inline Vec round(Vec a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
 inline Vec power_of_2(Vec n) {
   return {_mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_add_ps(n.v, _mm256_set1_ps(127))), 23))};
@@ -192,6 +200,9 @@ inline Vec min(Vec a, Vec b) {
 inline Vec round(Vec a) {
   return {vrndnq_f32(a.v)};
 }
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {vbslq_f32(vcltq_f32(a.v, b.v), yes.v, no.v)};
+}
 inline Vec power_of_2(Vec n) {
   return {vreinterpretq_f32_s32(vshlq_n_s32(vcvtnq_s32_f32(vaddq_f32(n.v, vdupq_n_f32(127))), 23))};
 }
@@ -241,6 +252,9 @@ inline Vec min(Vec a, Vec b) {
 }
 inline Vec round(Vec a) {
   return {std::nearbyint(a.v)};
+}
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {a.v < b.v ? yes.v : no.v};
 }
 inline Vec power_of_2(Vec n) {
   return {n.v > -127 ? std::ldexp(1.0f, int(n.v)) : 0.0f};

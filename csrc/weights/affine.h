@@ -2,18 +2,9 @@
 //
 //   w[r, c] = scale[r, g] * q[r, c] + bias[r, g],   g = c / group_size,   q in [0, 2^bits)
 //
-// Scales and biases have the type of the weights, and codes are chosen for them as they are stored.
-//
-// symmetric   bias is exactly -center * scale, center = 2^(bits - 1), and q in [1, 2^bits - 1]. The scale is
-//             max |w| / (center - 1), rounded up, so that nothing is clipped: every error is at most half a
-//             step.
-// asymmetric  scale and bias of least squared error among those that the group's extremes suggest: the whole
-// range,
-//             the range moved so that zero has a code, and narrower ones, each refitted to its codes by least
-//             squares (as Lloyd, IEEE Trans. Inf. Theory 28(2), 1982: codes for the fit, a fit for the
-//             codes).
-//
-// Groups whose weights are all alike, or alike but for the sign where symmetric, come out exactly.
+// Scales and biases have the type of the weights, and codes are chosen for them as they are stored. What fits
+// a group best, and how it is found, is kernels/fit/fit.h. Groups whose weights are all alike, or alike but
+// for the sign where symmetric, come out exactly.
 #pragma once
 #include "core/view.h"
 #include "weights/packed.h"
