@@ -142,24 +142,25 @@ void sweep_matvec(DType dtype) {
 }
 
 void sweep_matmul(DType dtype) {
-  sweep(std::string("matmul ") + name_of(dtype), matmul_variants(dtype), [&](auto run, auto ref, Worst& worst) {
-    const Buffer scratch(kMatmulScratchFloats * sizeof(float));
-    for (const int n_tokens : {1, 2, 7, 8, 9, 13, 25})
-      for (const int n_rows : {1, 7, 8, 9, 31, 33, 97})
-        for (const int n_cols : {1, 16, 33, 513}) {
-          const Weights w(dtype, n_rows, n_cols);
-          const Floats x = normal(size_t(n_tokens * n_cols));
-          const size_t stride = size_t(n_rows) + 3;
-          Floats y(size_t(n_tokens) * stride - 3, 7), expected = y;
-          run({x.data(), w.view(), y.data(), n_tokens, stride, scratch.floats()});
-          ref({x.data(), w.view(), expected.data(), n_tokens, stride, scratch.floats()});
-          for (size_t i = 0; i < y.size(); ++i) {  // what lies between the rows stays as it was
-            const int t = int(i / stride), r = int(i % stride);
-            const double size = r < n_rows ? product_size(w, r, x.data() + t * n_cols) : 0;
-            worst.see(y[i], expected[i], sum_bound(n_cols) * size);
-          }
-        }
-  });
+  sweep(std::string("matmul ") + name_of(dtype), matmul_variants(dtype),
+        [&](auto run, auto ref, Worst& worst) {
+          const Buffer scratch(kMatmulScratchFloats * sizeof(float));
+          for (const int n_tokens : {1, 2, 7, 8, 9, 13, 25})
+            for (const int n_rows : {1, 7, 8, 9, 31, 33, 97})
+              for (const int n_cols : {1, 16, 33, 513}) {
+                const Weights w(dtype, n_rows, n_cols);
+                const Floats x = normal(size_t(n_tokens * n_cols));
+                const size_t stride = size_t(n_rows) + 3;
+                Floats y(size_t(n_tokens) * stride - 3, 7), expected = y;
+                run({x.data(), w.view(), y.data(), n_tokens, stride, scratch.floats()});
+                ref({x.data(), w.view(), expected.data(), n_tokens, stride, scratch.floats()});
+                for (size_t i = 0; i < y.size(); ++i) {  // what lies between the rows stays as it was
+                  const int t = int(i / stride), r = int(i % stride);
+                  const double size = r < n_rows ? product_size(w, r, x.data() + t * n_cols) : 0;
+                  worst.see(y[i], expected[i], sum_bound(n_cols) * size);
+                }
+              }
+        });
 }
 
 void sweep_norm() {
