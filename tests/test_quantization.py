@@ -595,3 +595,33 @@ def test_the_tensors_know_their_groups_whatever_the_config_says(quantised):
     config = json.loads((quantised / "config.json").read_text())
     write_json(quantised / "config.json", config | {"quantization": {"group_size": 128, "bits": 4}})
     np.testing.assert_array_equal(logits_of(load(quantised)[1], [1, 2]), logits_of(expected, [1, 2]))
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_the_same_200_tokens_however_the_prompt_is_cut_and_in_company(how):
+    model = russet.load(quantize=how, n_ctx=800, threads=2)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, model.config.vocab_size, n).tolist() for n in (520, 3, 64, 257, 100)]
+
+    def prefilled(text, size):
+        session = model.session()
+        for begin in range(0, len(text), size):
+            logits = session.forward(text[begin : begin + size])
+        return session, logits
+
+    def greedy(sessions, logits):
+        """200 tokens of each session, all in one batch."""
+        tokens = [[int(row.argmax())] for row in logits]
+        while len(tokens[0]) < 200:
+            rows = model.backend.forward([(s, t[-1:]) for s, t in zip(sessions, tokens, strict=True)])
+            for said, row in zip(tokens, rows, strict=True):
+                said.append(int(row.argmax()))
+        return tokens
+
+    alone = [greedy([session], logits)[0] for session, logits in (prefilled(text, 512) for text in texts)]
+    assert len({tuple(tokens) for tokens in alone}) == 5
+    for size in (1, 7):
+        session, logits = prefilled(texts[0], size)
+        assert greedy([session], logits)[0] == alone[0]
+    sessions, logits = zip(*(prefilled(text, 512) for text in texts), strict=True)
+    assert greedy(sessions, [rows[0] for rows in logits]) == alone

@@ -95,6 +95,37 @@ def test_a_forced_variant_is_the_one_that_runs(op, name):
     assert {o: active(report, o) for o in others} == {o: active(probe(), o) for o in others}
 
 
+# All variants of qmatmul give the same bits, so it is their speed that tells them apart: the plain loop is far slower.
+SPEED = """
+import time
+import numpy as np
+from russet import _core
+n_rows, n_cols = 1024, 1024
+arena = _core.Arena(4 * n_rows * n_cols)
+codes = np.random.default_rng(0).integers(0, 2**32, (n_rows, n_cols // 4), dtype=np.uint32)
+scales = np.ones((n_rows, n_cols // 128), "f4")
+w = _core.PackedMatrix(arena, codes, scales, -128 * scales, "f32", 8, 128)
+config = _core.Config()
+config.dim = n_cols
+cpu = _core.Cpu(config, 1)
+x = np.ones((1, n_cols), "f4")
+seconds = []
+for _ in range(5):
+    start = time.thread_time()
+    cpu.norm_linear(None, None, w, x)
+    seconds.append(time.thread_time() - start)
+print([name for name, _, active in _core.kernels.variants()["qmatmul"] if active], min(seconds))
+"""
+
+
+@pytest.mark.skipif("avx2" not in _core.cpu_features(), reason="no variant of qmatmul but ref, or none measured")
+def test_a_forced_qmatmul_is_the_one_that_runs():
+    said = [python(SPEED, **env).stdout.split() for env in ({}, {"RUSSET_VARIANT": "qmatmul=ref"})]
+    assert said[0][0] != "['ref']"
+    assert said[1][0] == "['ref']"
+    assert float(said[1][1]) > 4 * float(said[0][1])
+
+
 def test_several_may_be_forced():
     report = probe(RUSSET_VARIANT="norm=ref,gate=ref,matmul=ref")
     for op in ("norm", "gate", "matmul"):
