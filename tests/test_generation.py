@@ -310,6 +310,25 @@ def test_a_senseless_number_of_threads_is_refused(stories_folder, threads):
         russet.load(stories_folder / "hf", threads=threads)
 
 
+@pytest.mark.parametrize(("threads", "prefill_threads"), [(1, 2), (2, 1), (3, None)])
+def test_prompts_may_have_threads_of_their_own(stories_folder, threads, prefill_threads):
+    model, one = (
+        russet.load(stories_folder / "hf", quantize="int8", threads=n, prefill_threads=many)
+        for n, many in ((threads, prefill_threads), (1, 1))
+    )
+    assert model.backend._cpu.n_threads == threads
+    assert model.backend._cpu.n_prefill_threads == (prefill_threads or threads)
+    prompt = list(range(1, 101))
+    np.testing.assert_array_equal(model.logits(prompt), one.logits(prompt))
+    assert model.generate_tokens(prompt, max_tokens=20) == one.generate_tokens(prompt, max_tokens=20)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_a_senseless_number_of_prefill_threads_is_refused(stories_folder, threads):
+    with pytest.raises(UsageError, match="threads: expected 1 to 1024"):
+        russet.load(stories_folder / "hf", prefill_threads=threads)
+
+
 def test_a_model_that_does_not_fit_is_refused_with_the_sum(stories_folder):
     with pytest.raises(russet.NotEnoughMemory, match=r"weights 1.04 MB \+ cache .* but 1.00 MB may be used"):
         russet.load(stories_folder / "hf", max_memory="1MB")

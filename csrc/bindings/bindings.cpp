@@ -201,7 +201,8 @@ using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
 
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
-  Cpu(const Config& c, int n_threads) : config(c), ops(config, n_threads) {}
+  Cpu(const Config& c, int n_threads, int n_prefill_threads)
+      : config(c), ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads) {}
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts) {
     check(model.config == config, ErrorKind::usage,
@@ -415,8 +416,10 @@ PYBIND11_MODULE(_core, m) {
       .def_static("bytes_per_token", &KvCache::bytes_per_token, py::arg("config"));
 
   py::class_<Cpu>(m, "Cpu")
-      .def(py::init<const Config&, int>(), py::arg("config"), py::arg("n_threads"))
-      .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_threads(); })
+      .def(py::init<const Config&, int, int>(), py::arg("config"), py::arg("n_threads"),
+           py::arg("n_prefill_threads") = 0)
+      .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_decode_threads(); })
+      .def_property_readonly("n_prefill_threads", [](const Cpu& cpu) { return cpu.ops.n_prefill_threads(); })
       .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"))
       .def("norm_linear", &Cpu::norm_linear, py::arg("norm_w"), py::arg("norm_bias"), py::arg("w"),
            py::arg("x"))

@@ -112,7 +112,8 @@ class KvCache:
 
 class Cpu:
     n_threads: int
-    def __init__(self, config: Config, n_threads: int) -> None: ...
+    n_prefill_threads: int
+    def __init__(self, config: Config, n_threads: int, n_prefill_threads: int = 0) -> None: ...
     def forward(self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
     def norm_linear(
         self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix | PackedMatrix, x: _Array

@@ -47,6 +47,7 @@ def load(
     local_files_only: bool = False,
     backend: str = "auto",
     threads: int | None = None,
+    prefill_threads: int | None = None,
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
     quantize: str | Quantization | None = None,
@@ -59,6 +60,7 @@ def load(
     local_files_only: never use the network
     backend: "cpu", or "auto" for the best one here
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
+    prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
     max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
@@ -86,7 +88,7 @@ def load(
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
-        backend=_open_backend(backend, parts, threads, keep_packed),
+        backend=_open_backend(backend, parts, threads, prefill_threads, keep_packed),
         n_ctx=parts.n_ctx,
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
@@ -156,13 +158,22 @@ def read_parts(
     )
 
 
-def _open_backend(name: str, parts: Parts, threads: int | None, keep_packed: bool) -> Backend:
+def _open_backend(
+    name: str, parts: Parts, threads: int | None, prefill_threads: int | None, keep_packed: bool
+) -> Backend:
     if name not in ("auto", "cpu"):
         raise BackendError(f"backend {name!r}: expected 'auto' or 'cpu'; others are not built yet")
     from russet.backends.cpu import CpuBackend
 
     packed_file = PackedFile(parts.checkpoint, parts.quantization)
-    return CpuBackend(parts.config, parts.weights, threads=threads, packed_file=packed_file, keep_packed=keep_packed)
+    return CpuBackend(
+        parts.config,
+        parts.weights,
+        threads=threads,
+        prefill_threads=prefill_threads,
+        packed_file=packed_file,
+        keep_packed=keep_packed,
+    )
 
 
 class Model:

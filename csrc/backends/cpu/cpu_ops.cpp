@@ -35,10 +35,11 @@ static int checked(int n_threads) {
   return n_threads;
 }
 
-CpuOps::CpuOps(const Config& config, int n_threads)
+CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads)
     : config_(config),
-      n_threads_(checked(n_threads)),
-      rooms_(size_t(n_threads_)),
+      n_decode_threads_(checked(n_threads)),
+      n_prefill_threads_(checked(n_prefill_threads)),
+      rooms_(size_t(n_decode_threads_)),
       cos_(config.ropes.size()),
       sin_(config.ropes.size()) {}
 
@@ -66,13 +67,16 @@ float* CpuOps::block_scratch(Share share) const {
   return matmul_scratch(share) + kMatmulScratchFloats;
 }
 
+// Makes room for n_tokens, and chooses the threads.
 void CpuOps::reserve(int n_tokens) {
+  n_threads_ = n_tokens <= kFewTokens ? n_decode_threads_ : n_prefill_threads_;
   if (n_tokens <= capacity_) return;
   const size_t n = size_t(n_tokens);
   const size_t row = size_t(config_.dim) + 2 * q_dim(config_) + 2 * kv_dim(config_) + size_t(config_.ffn_dim);
   activations_.reserve(n * row * sizeof(float));
   whole_.reserve(n * size_t(config_.dim) * sizeof(float));
-  scratch_.reserve(size_t(n_threads_) * scratch_floats(n_tokens) * sizeof(float));
+  const size_t n_threads = size_t(std::max(n_decode_threads_, n_prefill_threads_));
+  scratch_.reserve(n_threads * scratch_floats(n_tokens) * sizeof(float));
   shared_room_.reserve(n_tokens, widest_input(config_));
   for (InputRoom& room : rooms_) room.reserve(std::min(n_tokens, kFewTokens), widest_input(config_));
   capacity_ = n_tokens;

@@ -12,7 +12,9 @@ namespace russet {
 
 class CpuOps : public Ops {
  public:
-  CpuOps(const Config& config, int n_threads);
+  // Few tokens, as in decode, are bound by memory, many by arithmetic: each has a number of threads of its
+  // own.
+  CpuOps(const Config& config, int n_threads, int n_prefill_threads);
 
   Activations activations(int n_tokens) override;
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
@@ -28,7 +30,8 @@ class CpuOps : public Ops {
   void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
                    float* logits) override;
 
-  int n_threads() const { return n_threads_; }
+  int n_decode_threads() const { return n_decode_threads_; }
+  int n_prefill_threads() const { return n_prefill_threads_; }
 
  private:
   Input input_here(const NormWeights& norm, const float* x, int n_tokens, const Forms& forms, Share share);
@@ -40,8 +43,9 @@ class CpuOps : public Ops {
   void choose_angles(const Batch& batch);
 
   const Config& config_;
-  const int n_threads_;
-  int capacity_ = 0;  // tokens the buffers have room for
+  const int n_decode_threads_, n_prefill_threads_;
+  int n_threads_ = 1;  // of the two, what the running operation takes
+  int capacity_ = 0;   // tokens the buffers have room for
   Buffer activations_, whole_, scratch_;
   InputRoom shared_room_;              // for many tokens: each is prepared once
   std::vector<InputRoom> rooms_;       // for few, one per thread: each thread prepares them for itself

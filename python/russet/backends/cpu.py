@@ -11,6 +11,7 @@ import numpy as np
 from russet import _core, crossover
 from russet.backends import Session
 from russet.config import Config
+from russet.errors import UsageError
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
@@ -18,7 +19,11 @@ from russet.weights import POSITIONS, ToQuantize, Weight, Weights
 
 
 class CpuBackend:
-    """A model on the CPU. `threads` is the number of threads, by default RUSSET_THREADS or the physical cores."""
+    """A model on the CPU.
+
+    threads: by default RUSSET_THREADS or the physical cores
+    prefill_threads: for more than a few tokens at once; by default as many
+    """
 
     name = "cpu"
 
@@ -28,21 +33,30 @@ class CpuBackend:
         weights: Weights,
         *,
         threads: int | None = None,
+        prefill_threads: int | None = None,
         packed_file: PackedFile | None = None,
         keep_packed: bool = False,
     ) -> None:
         core = core_config(config)
         self._config = core
-        self.n_threads = _core.default_threads() if threads is None else threads
+        n_threads = _core.default_threads() if threads is None else threads
+        if prefill_threads is not None and prefill_threads < 1:
+            raise UsageError(f"prefill_threads: expected 1 to 1024, got {prefill_threads}")
+        self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
-        crossover.choose((w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self.n_threads)
+        crossover.choose(
+            (w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self._cpu.n_prefill_threads
+        )
         self._model = _core.Model(core, in_core)
         tables = {POSITIONS, "embed.w"} if "head.w" in weights else {POSITIONS}  # one row a token
         self.weight_bytes = sum(_n_bytes(weight) for role, weight in in_core.items() if role not in tables)
 
     @property
     def n_threads(self) -> int:
-        """Threads that compute; may be set between calls, sessions stay valid. Raises UsageError outside 1 to 1024."""
+        """Threads that compute; set between calls it is for prefill as well, and sessions stay valid.
+
+        Raises UsageError outside 1 to 1024.
+        """
         return self._cpu.n_threads
 
     @n_threads.setter
