@@ -10,8 +10,8 @@
 #include <algorithm>
 
 #include "core/amx.h"
-#include "core/float16.h"
 #include "kernels/qmatmul/qmatmul.h"
+#include "kernels/qmatmul/qmatmul_avx512.h"
 
 namespace russet {
 
@@ -32,17 +32,6 @@ struct alignas(64) Scratch {
   float acc[kTokens][kRows];
 };
 static_assert(sizeof(Scratch) <= kQmatmulScratchBytes);
-
-__m512 load_16(const float* p) {
-  return _mm512_load_ps(p);
-}
-__m512 load_16(const f16* p) {
-  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-}
-__m512 load_16(const bf16* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
 
 // Columns [first, first + depth) of one band as int8 q - center: where they lie, or unpacked into `room`.
 const uint8_t* codes_of(const Packed& w, int b, int first, int depth, uint8_t* room) {
@@ -149,11 +138,7 @@ void block(const QmatmulArgs& a, int t, int n, int b, int first, int depth,
     x = s.x[0];
     x_stride = kDepth;
   }
-  __mmask16 mask[kBands];
-  for (int v = 0; v < kBands; ++v) {
-    const int left = std::clamp(a.w.n_rows - (b + v) * kBandRows, 0, 16);
-    mask[v] = __mmask16((1u << left) - 1);
-  }
+  const __mmask16 mask[kBands] = {rows_left(a.w, b), rows_left(a.w, b + 1)};
   float* y = a.y + size_t(t) * a.y_stride + size_t(b * kBandRows);
   for (int i = 0; i < n; ++i)
     for (int v = 0; v < kBands; ++v) {

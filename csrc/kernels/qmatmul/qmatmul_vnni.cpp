@@ -6,14 +6,15 @@
 // is read as one long stream per thread; prefetching by hand made it slower (docs/performance.md).
 //
 // Many tokens: a panel of two bands x kDepth columns is unpacked once into the L1 cache, so that the inner
-// loop is the same for 8 and 4 bits; over it go kTileTokens tokens at a time, whose 24 sums live in
-// registers. Bound by the dot products: 24 of them per two loads of weights and twelve of activations.
+// loop is the same for 8 and 4 bits; over it go kTileTokens tokens at a time, whose 12 int32 and 12 float
+// sums live in registers. Bound by the dot products: 12 of them per two loads of weights and six of
+// activations, 86 % of what vpdpbusd can do on a Zen 4.
 #include <immintrin.h>
 
 #include <algorithm>
 
-#include "core/float16.h"
 #include "kernels/qmatmul/qmatmul.h"
+#include "kernels/qmatmul/qmatmul_avx512.h"
 
 // Sums must stay in registers, and GCC unrolls no loop this long by itself.
 #define RUSSET_UNROLL _Pragma("GCC unroll 16")
@@ -24,17 +25,6 @@ namespace {
 constexpr int kFewTokens = 4;  // that share one pass over the codes
 constexpr int kTileTokens = 6, kTileBands = 2;
 constexpr int kDepth = 512;
-
-__m512 load_16(const float* p) {
-  return _mm512_load_ps(p);
-}
-__m512 load_16(const f16* p) {
-  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-}
-__m512 load_16(const bf16* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
 
 __m512i four_of(const int8_t* x) {
   int32_t four;
@@ -58,11 +48,6 @@ inline Tiles next_tiles(const uint8_t*& codes) {
     codes += 64;
     return {_mm512_and_si512(first, low), _mm512_and_si512(_mm512_srli_epi16(first, 4), low)};
   }
-}
-
-__mmask16 rows_left(const Packed& w, int b) {
-  const int n = w.n_rows - b * kBandRows;
-  return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << std::max(n, 0)) - 1);
 }
 
 // ---- a few tokens ----
