@@ -3,7 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -123,6 +125,25 @@ PackedMatrix make_packed(const std::shared_ptr<Arena>& arena, const py::array& c
     return pack(affine, symmetric, memory, n_threads);
   };
   return {py::cast(arena), arena->bytes(), packed()};
+}
+
+// An arena filled with n_bytes of an open file from `offset` on, by several threads.
+std::shared_ptr<Arena> arena_from_file(int file, size_t offset, size_t n_bytes, int n_threads) {
+  const py::gil_scoped_release release;
+  auto arena = std::make_shared<Arena>(n_bytes + 64);
+  char* to = arena->take(n_bytes);
+  parallel(n_threads, [&](Share share) {
+    const size_t part = n_bytes / size_t(share.n_threads);
+    size_t at = part * size_t(share.thread);
+    const size_t end = share.thread + 1 == share.n_threads ? n_bytes : at + part;
+    while (at < end) {
+      const ssize_t n = pread(file, to + at, end - at, off_t(offset + at));
+      check(n > 0 || (n < 0 && errno == EINTR), ErrorKind::weights, "expected ", n_bytes,
+            " bytes of packed weights, the file ends or fails after ", at);
+      if (n > 0) at += size_t(n);
+    }
+  });
+  return arena;
 }
 
 // One that lies in `memory` at `offset`, as it lay in its arena.
@@ -350,6 +371,8 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")
       .def(py::init<size_t>(), py::arg("n_bytes"))
+      .def_static("from_file", &arena_from_file, py::arg("file"), py::arg("offset"), py::arg("n_bytes"),
+                  py::arg("n_threads") = 1)
       .def_property_readonly("used", &Arena::used)
       .def("bytes", [](const py::object& self) {
         const Arena& arena = self.cast<const Arena&>();

@@ -55,6 +55,9 @@ class Arena:
 
     used: int
     def __init__(self, n_bytes: int) -> None: ...
+    @staticmethod
+    def from_file(file: int, offset: int, n_bytes: int, n_threads: int = 1) -> Arena:
+        """One filled with a part of an open file. Raises WeightsError where the file ends before."""
     def bytes(self) -> _Array:
         """What was taken so far, uint8, read-only."""
 

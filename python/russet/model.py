@@ -65,7 +65,7 @@ def load(
     max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
-        file is there and fits, it is mapped instead of quantising again
+        file is there and fits, it is taken instead of quantising again
     strict: refuse a checkpoint with tensors the model has no place for
 
     Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and

@@ -107,9 +107,9 @@ _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
 
 
 def _in_core(weights: Weights, n_threads: int, file: PackedFile | None, keep: bool) -> dict[str, _InCore]:
-    """The weights as the core takes them: what is quantised, or is to be, packed or mapped from the file."""
+    """The weights as the core takes them: what is quantised, or is to be, packed, or as the file has kept them."""
     roles = {role for role, weight in weights.items() if isinstance(weight, (ToQuantize, QuantizedTensor))}
-    packed = file.read() if file and roles else {}
+    packed = file.read(n_threads) if file and roles else {}
     if packed is None or packed.keys() != roles:
         arena = _core.Arena(sum(_most_packed_bytes(weight) for weight in weights.values()))
         packed = {role: _pack(arena, weights[role], n_threads) for role in weights if role in roles}

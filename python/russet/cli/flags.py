@@ -60,7 +60,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
     add_memory_flags(group)
     add("--quantize", choices=("int8", "int4"), help="quantise float weights while loading them")
     add_quantization_flags(group)
-    add("--keep-packed", action="store_true", help="keep quantised weights beside the model, to map them next time")
+    add("--keep-packed", action="store_true", help="keep quantised weights beside the model for the next load")
     if threads:
         add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
         add("--prefill-threads", "-tb", type=int, metavar="N", help="CPU threads for prompts (default: as --threads)")
