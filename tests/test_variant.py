@@ -59,9 +59,13 @@ def test_every_table_ends_with_its_reference_and_has_one_active_variant():
 
 
 def test_the_probe_tells_variants_apart():
+    # The blocked product adds column after column on every instruction set, so two of them may agree to the bit; the
+    # reference, in double, agrees with none.
     report = probe()
     for op in ("matvec_f32", "matmul"):
-        assert report["ran"][op] == active(report, op)
+        (name,) = active(report, op)
+        assert name in report["ran"][op]
+        assert "ref" not in report["ran"][op] or name == "ref"
 
 
 def test_scalar_isa_leaves_only_the_references():
