@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "core/amx.h"
+#include "core/simd.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/qmatmul/qmatmul_avx512.h"
 
@@ -63,10 +64,10 @@ void scales_of(const Packed& w, int b, int first, int n_groups, Scratch& s) {
         continue;
       }
       const int at = (first / w.group_size + g) * kBandRows;
-      const __m512 scale = load_16(static_cast<const T*>(w.band_of(w.scales, b + i)) + at);
+      const __m512 scale = load(static_cast<const T*>(w.band_of(w.scales, b + i)) + at).v;
       _mm512_store_ps(to, scale);
       if (!w.biases) continue;
-      const __m512 bias = load_16(static_cast<const T*>(w.band_of(w.biases, b + i)) + at);
+      const __m512 bias = load(static_cast<const T*>(w.band_of(w.biases, b + i)) + at).v;
       _mm512_store_ps(zero_to, _mm512_fmadd_ps(_mm512_set1_ps(w.center()), scale, bias));
     }
 }

@@ -7,22 +7,11 @@
 // of codes), by the multipliers for many.
 #include <immintrin.h>
 
-#include "core/float16.h"
+#include "core/simd.h"
 #include "kernels/qmatmul/qmatmul.h"
 
 namespace russet {
 namespace {
-
-__m256 load_8(const float* p) {
-  return _mm256_load_ps(p);
-}
-__m256 load_8(const f16* p) {
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
-}
-__m256 load_8(const bf16* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
 
 __m256i four_of(const int8_t* x) {
   int32_t four;
@@ -76,14 +65,14 @@ inline void band(const Packed& w, int b, const int8_t* x, const float* x_scales,
           add_tiles_4(d[t], codes, xg + size_t(t) * n_cols + c, ones);
       }
     for (int v = 0; v < 2; ++v) {
-      const __m256 scale = load_8(scales + 16 * g + 8 * size_t(v));
+      const __m256 scale = load(scales + 16 * g + 8 * size_t(v)).v;
       for (int t = 0; t < n_tokens; ++t) {
         const __m256 s = _mm256_mul_ps(scale, _mm256_set1_ps(x_scales[size_t(t) * n_groups + g]));
         acc[t][v] = _mm256_fmadd_ps(s, _mm256_cvtepi32_ps(d[t][v]), acc[t][v]);
       }
       if (!biases) continue;
       const __m256 center = _mm256_set1_ps(bits == 8 ? 128 : 8);
-      const __m256 zero = _mm256_fmadd_ps(center, scale, load_8(biases + 16 * g + 8 * size_t(v)));
+      const __m256 zero = _mm256_fmadd_ps(center, scale, load(biases + 16 * g + 8 * size_t(v)).v);
       for (int t = 0; t < n_tokens; ++t) {
         const size_t i = size_t(t) * n_groups + g;
         acc[t][v] = _mm256_fmadd_ps(zero, _mm256_set1_ps(x_scales[i] * float(x_sums[i])), acc[t][v]);

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "core/simd.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/qmatmul/qmatmul_avx512.h"
 
@@ -76,9 +77,9 @@ inline void band(const Packed& w, int b, const int8_t* x, const float* x_scales,
         late[t] = _mm512_dpbusd_epi32(late[t], q.late, four_of(eight + 4));
       }
     }
-    const __m512 scale = load_16(scales + 16 * g);
+    const __m512 scale = load(scales + 16 * g).v;
     const __m512 zero =
-        biases ? _mm512_fmadd_ps(center, scale, load_16(biases + 16 * g)) : _mm512_setzero_ps();
+        biases ? _mm512_fmadd_ps(center, scale, load(biases + 16 * g).v) : _mm512_setzero_ps();
     for (int t = 0; t < n_tokens; ++t) {
       const __m512 d = _mm512_cvtepi32_ps(_mm512_add_epi32(early[t], late[t]));
       const float x_scale = x_scales[size_t(t) * n_groups + g];
@@ -147,11 +148,11 @@ inline void unpack(const Packed& w, int b, int first, int depth, Panel& panel) {
     const T* biases =
         w.biases ? static_cast<const T*>(w.band_of(w.biases, b + i)) + 16 * first_group : nullptr;
     for (int g = 0; g < n_groups; ++g) {
-      const __m512 scale = load_16(scales + 16 * g);
+      const __m512 scale = load(scales + 16 * g).v;
       _mm512_store_ps(panel.scales[g][i], scale);
       if (!biases) continue;
       const __m512 center = _mm512_set1_ps(w.center());
-      _mm512_store_ps(panel.zeros[g][i], _mm512_fmadd_ps(center, scale, load_16(biases + 16 * g)));
+      _mm512_store_ps(panel.zeros[g][i], _mm512_fmadd_ps(center, scale, load(biases + 16 * g).v));
     }
   }
 }
