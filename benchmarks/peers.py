@@ -5,9 +5,9 @@
 russet, as stored and quantised, and transformers read FOLDER. The others join with the same model in their own format:
 
     --llama-bench build/bin/llama-bench --gguf model-q8_0.gguf --gguf model-q4_0.gguf
-    --openvino model-ov-int8 --ctranslate2 model-ct2-int8 --mlx model-mlx-4bit
+    --openvino model-ov-int8 --ctranslate2 model-ct2-int8 --mlx model-mlx-4bit --russet model-int4-g128
 
-Each of the last three may live in a Python of its own: --openvino-python venv/bin/python.
+Each of them may live in a Python of its own: --openvino-python venv/bin/python.
 
 Every contender is a process of its own (see contenders.py), with the same number of threads, and waits while another is
 measured. A ratio is taken within a round, so that a machine that slows down slows both; the table shows the median of
@@ -35,7 +35,12 @@ from report import Table, machine, plot_panels, spread
 SETTLE_S = (
     0.3  # OpenMP's threads spin for up to 0.2 s when their work is done: they shall not be measured with the next
 )
-IN_FOLDERS = {"openvino": "OpenVino", "ctranslate2": "CTranslate2", "mlx": "Mlx"}  # option -> class in contenders.py
+IN_FOLDERS = {  # option -> class in contenders.py
+    "openvino": "OpenVino",
+    "ctranslate2": "CTranslate2",
+    "mlx": "Mlx",
+    "russet": "Russet",
+}
 
 
 class Task(NamedTuple):
@@ -105,7 +110,7 @@ def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
         found[f"llama.cpp {Path(gguf).stem}"] = Spec("LlamaCpp", options)
     for peer, kind in IN_FOLDERS.items():
         for folder in getattr(args, peer):
-            options = {"folder": folder, "threads": args.threads}
+            options = {"folder": folder, "threads": args.threads} | ({"n_ctx": n_ctx} if kind == "Russet" else {})
             found[f"{peer} {Path(folder).name}"] = Spec(kind, options, getattr(args, f"{peer}_python"))
     return found
 
