@@ -35,8 +35,8 @@ void bind_kernels(py::module_& m);
 namespace {
 
 void raise_in_python(const Error& e) {
-  static constexpr const char* kClasses[] = {"UsageError", "WeightsError", "ContextFull", "NotEnoughMemory",
-                                             "NumericalError"};
+  static constexpr const char* kClasses[] = {"UsageError",      "WeightsError",   "ContextFull",
+                                             "NotEnoughMemory", "NumericalError", "BackendError"};
   const py::object error = py::module_::import("russet.errors").attr(kClasses[size_t(e.kind)]);
   PyErr_SetString(error.ptr(), e.what());
 }
