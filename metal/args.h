@@ -30,7 +30,8 @@ struct EmbedArgs {
 // ---- norm_T: y[t] = norm(x[row(t)]) ----
 // rms: x * w / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var + eps) * w + bias; absent w: x itself
 // buffers: x float [_, dim], w float [dim], bias float [dim], rows int32 [n_tokens], y T [n_tokens, dim]
-// groups: (n_tokens); threads: kNormThreads, looping over the row
+// norm_self_T: y[t] = rms(y[t]), has_w; buffers: y T [n_tokens, dim], w
+// groups of both: (n_tokens); threads: kNormThreads, looping over the row
 enum : uint32_t { kNormThreads = 256 };
 struct NormArgs {
   uint32_t dim, is_layer, has_w, has_bias, has_rows;  // without rows: row(t) = t
@@ -48,19 +49,21 @@ struct NormResidualArgs {
 // Every product is y = W n + linear_bias with n = x, or n = rms_norm(x) fused, where has_norm.
 //
 // matvec_T_W: y T of up to three matrices that read the same x (q, k, v); x float
-//   buffers: x float [n_tokens, n_cols], norm_w float [n_cols],
-//            then for each of the three: codes, scales, biases, linear_bias float [n_rows], y T [n_tokens,
-//            n_rows]
+//   buffers: x float [n_tokens, n_cols], norm_w float [n_cols], then for each of the three
+//            codes, scales, biases, linear_bias float [n_rows], y T [n_tokens, n_rows]
 //   groups: (ceil(most rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices)
+//
 // matvec_residual_T_W: x[t] += scale * (W y[t] + linear_bias), y T; one matrix, no norm
 //   buffers: y T, codes, scales, biases, linear_bias, x float [n_tokens, n_rows]
+//
 // matvec_gate_T_W: h[t] = act(gate n) * (up n), without an up act(gate n); x float, h T
 //   buffers: x, norm_w, gate (codes, scales, biases, linear_bias), up (likewise), h T [n_tokens, n_rows]
-// matvec_float_X_W: y = softcap * tanh(z / softcap) with z = scale * (W n + linear_bias), or z where softcap
-// is 0;
-//   y float. The logits (X f32, with a norm and rows), and products whose norm comes after them (X is T, no
-//   norm). buffers: x X, norm_w, codes, scales, biases, linear_bias, rows int32 [n_tokens], y float
-//   [n_tokens, n_rows]
+//
+// matvec_float_X_W: y = softcap * tanh(z / softcap), z = scale * (W n + linear_bias), or z where softcap is 0;
+//   y float. The logits (X f32, with a norm and rows), and products whose norm comes after them (X T, no norm)
+//   buffers: x X, norm_w, codes, scales, biases, linear_bias, rows int32 [n_tokens],
+//            y float [n_tokens, n_rows]
+//
 // threads of all: (kSimd, kMatvecSimds); a threadgroup makes kMatvecRows rows of up to kMatvecTokens tokens.
 enum : uint32_t { kMatvecSimds = 2, kMatvecRows = 8, kMatvecTokens = 4 };
 struct MatvecArgs {
@@ -72,11 +75,12 @@ struct MatvecArgs {
 
 // ---- products of many tokens, bound by arithmetic ----
 // As above, with n [n_tokens, n_cols] T that norm_T has made: no fused norm, and one matrix at a time.
-// matmul_T_W: y T; matmul_residual_T_W: x float += scale * (...); matmul_gate_T_W: h T; matmul_float_T_W: y
-// float
-//   buffers: n T, codes, scales, biases, linear_bias, y | x;   gate: n, gate (4), up (4), h
-//   groups: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
-//   of gate: a threadgroup makes kMatmulRows / 2 rows of each
+// matmul_T_W: y T               buffers: n, codes, scales, biases, linear_bias, y [n_tokens, n_rows]
+// matmul_residual_T_W           likewise, x float += scale * (...)
+// matmul_float_T_W              likewise, y float
+// matmul_gate_T_W               buffers: n, gate (4), up (4), h T [n_tokens, n_rows]
+// groups: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
+// of gate: (ceil(n_rows / (kMatmulRows / 2)), ...): a threadgroup makes half as many rows of both matrices
 enum : uint32_t { kMatmulRows = 64, kMatmulTokens = 32, kMatmulSimds = 4 };
 struct MatmulArgs {
   uint32_t n_tokens, n_rows, n_cols, group_size;
@@ -87,9 +91,9 @@ struct MatmulArgs {
 // ---- rope_store_T: norms and rotates q and k by position, and stores k and v in the cache ----
 // of the tokens of one sequence. A SIMD-group a head: first n_heads of q, in place, then n_kv_heads of k, to
 // the cache, then of v. Angles pair element i with i + rotary_dim / 2, and leave elements from rotary_dim on.
-// buffers: q T [n_tokens, n_heads, head_dim], k T, v T [n_tokens, n_kv_heads, head_dim],
-//          q_norm float [q_norm_dim], k_norm float (rms, over each head; or, where norm_dim > head_dim, over
-//          all heads at once), cos float [n_tokens, rotary_dim / 2], sin, cache T
+// buffers: q T [n_tokens, n_heads, head_dim], k T [n_tokens, n_kv_heads, head_dim], v T likewise,
+//          q_norm float [head_dim], k_norm float [head_dim] (rms over each head),
+//          cos float [n_tokens, rotary_dim / 2], sin likewise, cache T
 // groups: (n_heads + 2 * n_kv_heads, n_tokens); threads: kSimd
 //
 // The cache, as in csrc/kv_cache/kv_cache.h: position p of head h lies, in elements from `cache`, at
@@ -105,7 +109,7 @@ struct RopeStoreArgs {
   Cache cache;
   uint32_t n_heads, pos;            // pos: of the first token
   uint32_t rotary_dim;              // 0: no rope
-  uint32_t q_norm_dim, k_norm_dim;  // 0: none
+  uint32_t has_q_norm, has_k_norm;
   float eps;
 };
 
