@@ -116,20 +116,21 @@ struct RopeStoreArgs {
 // ---- attention: out = softmax(scale * q . k) v over positions (p - window, p] of the cache ----
 // with scores softcap * tanh(score / softcap) where softcap > 0; window 0: all positions up to p.
 //
-// attention_decode_T_D, for few queries: a threadgroup takes one query head and one part of the keys, its
-//   SIMD-groups take keys in turn. With one part it writes out; with more it writes, for each part,
-//   the sum of exp(score - max) v, max and the sum of exp, and attention_merge makes out of them.
+// attention_decode_T_D, for few queries: a threadgroup takes one token, up to kDecodeHeads query heads that share
+//   a key-value head, and one part of the keys; its SIMD-groups take keys in turn. With one part it writes out;
+//   with more it writes, for each part, the sum of exp(score - max) v, the max, and the sum of exp.
 //   buffers: q T [n_tokens, n_heads, head_dim], cache T, out T [n_tokens, n_heads, head_dim],
 //            partial float [n_tokens, n_heads, n_parts, head_dim + 2]
-//   groups: (n_heads, n_tokens, n_parts); threads: (kSimd, kDecodeSimds)
+//   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
+//   threads: (kSimd, kDecodeSimds)
 // attention_merge_T_D: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd
 // attention_prefill_T_D: blocks of queries against blocks of keys with an online softmax (Milakov and
 //   Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135); no matrix of scores in memory
-//   buffers: q, cache, out; groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd,
-//   kPrefillSimds)
+//   buffers: q, cache, out
+//   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
 // D is head_dim rounded up to 32, 64, 80, 96, 112, 128, 192 or 256: what registers are laid out for.
 // kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
-enum : uint32_t { kDecodeSimds = 8, kPrefillSimds = 4, kPrefillQueries = 32 };
+enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kPrefillSimds = 4, kPrefillQueries = 32 };
 struct AttentionArgs {
   Cache cache;
   uint32_t n_tokens, n_heads, pos;  // pos: of the first token
@@ -139,8 +140,8 @@ struct AttentionArgs {
 };
 
 // ---- argmax: tokens[t] = the lowest index of the largest logit; NaN anywhere: -1 ----
-// argmax_parts: buffers: logits float [n_tokens, n], values float [n_tokens, kArgmaxParts], indices int32
-// likewise
+// argmax_parts: buffers: logits float [n_tokens, n], values float [n_tokens, kArgmaxParts],
+//                        indices int32 [n_tokens, kArgmaxParts]
 //   groups: (kArgmaxParts, n_tokens); threads: kArgmaxThreads
 // argmax: buffers: values, indices, tokens int32 [n_tokens]; groups: (n_tokens); threads: kSimd
 enum : uint32_t { kArgmaxParts = 32, kArgmaxThreads = 256 };
