@@ -10,11 +10,16 @@
 //   scales  [n_rows, n_cols / group_size] S, absent for floats; biases likewise
 // An absent buffer must not be touched; what is absent, the arguments say.
 #pragma once
-#if !defined(__METAL_VERSION__)
+#if defined(__METAL_VERSION__)
+#include <metal_stdlib>
+using namespace metal;
+#else
 #include <cstdint>
 #endif
 
-namespace russet::metal {
+// Spelled in two, as Metal 3.1 is C++14.
+namespace russet {
+namespace metal {
 
 enum : uint32_t { kSimd = 32 };  // threads of a SIMD-group
 
@@ -149,4 +154,5 @@ struct ArgmaxArgs {
   uint32_t n;
 };
 
-}  // namespace russet::metal
+}  // namespace metal
+}  // namespace russet
