@@ -85,7 +85,7 @@ struct MatvecArgs {
 // matmul_float_T_W              likewise, y float
 // matmul_gate_T_W               buffers: n, gate (4), up (4), h T [n_tokens, n_rows]
 // groups: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
-// of gate: (ceil(n_rows / (kMatmulRows / 2)), ...): a threadgroup makes half as many rows of both matrices
+// of gate with an up: (ceil(n_rows / (kMatmulRows / 2)), ...): a threadgroup makes half as many rows of both
 enum : uint32_t { kMatmulRows = 64, kMatmulTokens = 32, kMatmulSimds = 4 };
 struct MatmulArgs {
   uint32_t n_tokens, n_rows, n_cols, group_size;

@@ -80,19 +80,19 @@ struct Affine {
 
   device const uint2* codes;
   device const S *scales, *biases;
-  uint n_cols, group_size;
+  uint n_cols, group_size, group_shift;  // group_size = 1 << group_shift
 
   Affine(device const uint2* codes, device const S* scales, device const S* biases, uint n_cols, uint group_size)
-      : codes(codes), scales(scales), biases(biases), n_cols(n_cols), group_size(group_size) {}
+      : codes(codes), scales(scales), biases(biases), n_cols(n_cols), group_size(group_size),
+        group_shift(ctz(group_size)) {}
 
   Affine from_row(uint row) const {
-    const ulong n_groups = n_cols / group_size;
-    return Affine(codes + row * ulong(n_cols / kColumns), scales + row * n_groups, biases + row * n_groups, n_cols,
-                  group_size);
+    const ulong first = ulong(row) * n_cols, group = first >> group_shift;
+    return Affine(codes + first / kColumns, scales + group, biases + group, n_cols, group_size);
   }
 
   Piece load(uint row, uint col) const {
-    const uint at = row * n_cols + col, group = at / group_size;
+    const uint at = row * n_cols + col, group = at >> group_shift;
     return {codes[at / kColumns], float(scales[group]), float(biases[group])};
   }
 
