@@ -3,14 +3,16 @@
 //   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices)
 //   threads: (kSimd, kMatvecSimds)
 //
-// A SIMD-group takes kRows rows of up to kMatvecTokens tokens; its lanes take pieces of these rows in turn. What is
-// loaded of x, and its sum, serves all rows, and what is loaded of W all tokens. The norm is folded in: with
-// n = x * norm_w / rms, W n = W (x * norm_w) / rms, and the squares that rms needs are summed along the way.
+// A SIMD-group takes kRows rows of up to kMatvecTokens tokens; its lanes take pieces of these rows in turn.
+// What is loaded of x, and its sum, serves all rows, and what is loaded of W all tokens. The norm is folded
+// in: with n = x * norm_w / rms, W n = W (x * norm_w) / rms, and the squares that rms needs are summed along
+// the way.
 //
-// Bound by the bytes of W, each read once for kMatvecTokens tokens: a weight is 2 of f16, 1.0625 of int8, 0.5625 of
-// int4 (groups of 64, f16 scales and biases). A code costs three operations (extract, convert, multiply-add): at the
-// 68 GB/s of an M1 int4 takes 0.36 T of them a second, of the 1.3 T that its GPU can do. For each 4 weights of a
-// column 4 bytes of x are read, 8 with a norm; they come from caches, as all SIMD-groups read the same x.
+// Bound by the bytes of W, each read once for kMatvecTokens tokens: a weight has 2 of f16, 1.0625 of int8,
+// 0.5625 of int4 (groups of 64, f16 scales and biases). A code costs three operations (extract, convert,
+// multiply-add): at the 68 GB/s of an M1 int4 takes 0.36 T of them a second, and its GPU can do 1.3 T. For
+// each kRows weights of a column 4 bytes of x are read, 8 with a norm; all SIMD-groups read the same ones, so
+// they come from caches.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
@@ -62,8 +64,7 @@ struct Place {
   }
 };
 
-// W n for N tokens, of which each lane gets the sum of its place. Rows and tokens past the last are read as the
-// last.
+// W n for N tokens; a lane gets the sum of its place. Rows and tokens past the last are read as the last.
 template <uint N, typename W, typename X>
 float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
   const W w = matrix.from_row(place.first_row);
@@ -145,8 +146,8 @@ template <typename T, typename W>
   const Place place(group, simd, lane);
   const uint i = group.z, n_rows = args.n_rows[i];
   if (place.first_row >= n_rows) return;
-  const W w(pick(i, codes0, codes1, codes2), pick(i, scales0, scales1, scales2), pick(i, biases0, biases1, biases2),
-            args.n_cols, args.group_size);
+  const W w(pick(i, codes0, codes1, codes2), pick(i, scales0, scales1, scales2),
+            pick(i, biases0, biases1, biases2), args.n_cols, args.group_size);
   float sum = product(w, n_rows, Input<float>(args, x, norm_w, nullptr), place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
   if (args.has_linear_bias[i]) sum += pick(i, linear_bias0, linear_bias1, linear_bias2)[place.row];
