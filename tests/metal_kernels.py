@@ -32,13 +32,29 @@ def shader(op: str) -> metal_sim.Library:
     return metal_sim.compile_file(METAL / f"{op}.metal", [METAL])
 
 
-def run(op: str, kernel: str, buffers: Sequence[object], groups: tuple, threads: tuple, schedule: int = 0) -> None:
-    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent and must not be touched."""
+@functools.cache
+def counting_shader(op: str, kernel: str) -> metal_sim.Library:
+    return metal_sim.compile_file(METAL / f"{op}.metal", [METAL], count=True, kernels=[kernel])
+
+
+def run(
+    op: str,
+    kernel: str,
+    buffers: Sequence[object],
+    groups: tuple[int, ...],
+    threads: tuple[int, ...],
+    schedule: int = 0,
+    count: bool = False,
+) -> metal_sim.Report:
+    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent and must not be touched.
+
+    The report has the bytes read and written where they are to be counted.
+    """
+    library = counting_shader(op, kernel) if count else shader(op)
     absent = np.empty(0, np.uint8)
-    bound = {i: absent if buffer is None else buffer for i, buffer in enumerate(buffers)}
-    for i in shader(op).kernels[kernel].buffers:
-        bound.setdefault(i, absent)
-    shader(op).run(kernel, bound, groups=groups, threads=threads, schedule=schedule)
+    bound = dict.fromkeys(library.kernels[kernel].buffers, absent)
+    bound.update((i, buffer) for i, buffer in enumerate(buffers) if buffer is not None)
+    return library.run(kernel, bound, groups=groups, threads=threads, schedule=schedule)
 
 
 def empty(shape: Sequence[int], dtype: str) -> np.ndarray:

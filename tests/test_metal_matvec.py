@@ -261,6 +261,25 @@ def test_no_bit_depends_on_the_order_of_threads(w):
         np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.parametrize("w", ["f16", "int8_f16", "int4_f16"])
+@pytest.mark.parametrize("n_tokens", [1, TOKENS])
+def test_weights_are_read_once(w, n_tokens):
+    """What matvec.metal says it is bound by: W once for all tokens, and x once for the rows of a SIMD-group."""
+    n_rows, n_cols = 6 * ROWS, 1024
+    matrix = random_matrix(np.random.default_rng(9), n_rows, n_cols, w, 64)
+    x = np.ones((n_tokens, n_cols), np.float32)
+    y = empty((n_tokens, n_rows), "f32")
+    args = pack("MatvecArgs", n_tokens=n_tokens, n_cols=n_cols, group_size=64, n_rows=[n_rows], scale=1.0)
+    buffers = [args, x, None, *matrix.buffers, None, None, y]
+    report = run("matvec", f"matvec_float_f32_{w}", buffers, groups(n_rows, n_tokens), THREADS, count=True)
+    read = report.bytes_read
+    assert read[3].moved == read[3].touched == matrix.codes.nbytes
+    if matrix.scales is not None:
+        assert read[4].touched == read[5].touched == matrix.scales.nbytes
+    assert read[1].moved == x.nbytes * (n_rows // (ROWS // THREADS[1]))
+    assert report.bytes_written[8].moved == y.nbytes
+
+
 def test_damage_shows():
     w = np.ones((6, 20), np.float32)
     w[2, 19], w[4, 0] = np.nan, np.inf
