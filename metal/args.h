@@ -107,8 +107,8 @@ struct Cache {
 };
 struct RopeStoreArgs {
   Cache cache;
-  uint32_t n_heads, pos;            // pos: of the first token
-  uint32_t rotary_dim;              // 0: no rope
+  uint32_t n_heads, pos;  // pos: of the first token
+  uint32_t rotary_dim;    // 0: no rope
   uint32_t has_q_norm, has_k_norm;
   float eps;
 };
