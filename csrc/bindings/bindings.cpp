@@ -8,13 +8,12 @@
 #include <cerrno>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "backends/cpu/cpu_ops.h"
 #include "bindings/arrays.h"
+#include "bindings/model.h"
 #include "core/check.h"
 #include "core/cpu.h"
 #include "core/machine.h"
@@ -22,7 +21,6 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/qmatmul/crossover.h"
 #include "kv_cache/kv_cache.h"
-#include "model/forward.h"
 #include "sampler/sampler.h"
 #include "weights/affine.h"
 #include "weights/arena.h"
@@ -40,13 +38,6 @@ void raise_in_python(const Error& e) {
   const py::object error = py::module_::import("russet.errors").attr(kClasses[size_t(e.kind)]);
   PyErr_SetString(error.ptr(), e.what());
 }
-
-// A model on the core's side: its numbers, its views, and the Python arrays that own what they view.
-struct Model {
-  Config config;
-  Weights weights;
-  std::vector<py::object> owners;
-};
 
 const float* vector_of(const py::handle& data, int* dim) {
   check(py::isinstance<Array<float>>(data), ErrorKind::weights,
@@ -216,10 +207,6 @@ Model make_model(const Config& config, const py::dict& tensors) {
   return model;
 }
 
-// One sequence's part of a call: its cache, its next tokens, the length its rope is chosen for, and whether
-// it wants logits of all its tokens or of the last alone.
-using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
-
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
   Cpu(const Config& c, int n_threads, int n_prefill_threads)
@@ -228,32 +215,7 @@ struct Cpu {
   Array<float> forward(const Model& model, const std::vector<Part>& parts) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
-    check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
-    std::vector<int32_t> tokens;
-    std::vector<int> logit_rows;
-    std::set<const KvCache*> caches;
-    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
-      check(!ids.empty(), ErrorKind::usage, "forward: a sequence has no tokens");
-      check(cache && cache->fits(config), ErrorKind::usage, "forward: a cache was made for another model");
-      check(caches.insert(cache).second, ErrorKind::usage, "forward: one cache appears twice in a batch");
-      const int begin = int(tokens.size()), n = int(ids.size());
-      tokens.insert(tokens.end(), ids.begin(), ids.end());
-      for (int t = all_logits ? 0 : n - 1; t < n; ++t) logit_rows.push_back(begin + t);
-    }
-    Array<float> logits({logit_rows.size(), size_t(config.vocab_size)});
-    float* out = logits.mutable_data();
-    const py::gil_scoped_release release;
-    const std::lock_guard<std::mutex> turn(lock);
-    // Where a cache stands is known only now: the call before this one may have been its too.
-    std::vector<Segment> segments;
-    int begin = 0;
-    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
-      const int n = int(ids.size()), pos = cache->n_tokens();
-      segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
-      begin += n;
-    }
-    russet::forward(model.config, model.weights, ops, {tokens, segments, logit_rows}, out);
-    return logits;
+    return forward_parts(model, parts, ops, DType::f32, lock);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -435,8 +397,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("n_ctx", &KvCache::n_ctx)
       .def_property_readonly("n_tokens", &KvCache::n_tokens)
       .def("truncate", &KvCache::truncate, py::arg("n_tokens"))
-      .def("bytes", &KvCache::bytes)
-      .def_static("bytes_per_token", &KvCache::bytes_per_token, py::arg("config"));
+      .def("bytes", &KvCache::bytes);
 
   py::class_<Cpu>(m, "Cpu")
       .def(py::init<const Config&, int, int>(), py::arg("config"), py::arg("n_threads"),
