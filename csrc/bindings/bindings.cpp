@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -29,6 +30,7 @@ namespace py = pybind11;
 using namespace russet;
 
 void bind_kernels(py::module_& m);
+void bind_metal(py::module_& m);
 
 namespace {
 
@@ -135,6 +137,17 @@ std::shared_ptr<Arena> arena_from_file(int file, size_t offset, size_t n_bytes, 
     }
   });
   return arena;
+}
+
+// A copy of the array that lies in the arena.
+py::array keep_in(const std::shared_ptr<Arena>& arena, const py::array& array) {
+  check(array.flags() & py::array::c_style, ErrorKind::usage, "arena: expected a contiguous array");
+  char* memory = arena->take(size_t(array.nbytes()));
+  std::memcpy(memory, array.data(), size_t(array.nbytes()));
+  const std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+  py::array kept(array.dtype(), shape, memory, py::cast(arena));
+  kept.attr("flags").attr("writeable") = false;
+  return kept;
 }
 
 // One that lies in `memory` at `offset`, as it lay in its arena.
@@ -327,7 +340,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("layer_rope", &Config::layer_rope)
       .def_readwrite("layer_window", &Config::layer_window);
 
-  py::class_<Model>(m, "Model")
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))
       .def_readonly("config", &Model::config);
 
@@ -336,6 +349,7 @@ PYBIND11_MODULE(_core, m) {
       .def_static("from_file", &arena_from_file, py::arg("file"), py::arg("offset"), py::arg("n_bytes"),
                   py::arg("n_threads") = 1)
       .def_property_readonly("used", &Arena::used)
+      .def("keep", &keep_in, py::arg("array"))
       .def("bytes", [](const py::object& self) {
         const Arena& arena = self.cast<const Arena&>();
         py::array_t<uint8_t> bytes(py::ssize_t(arena.used()), reinterpret_cast<const uint8_t*>(arena.bytes()),
@@ -356,6 +370,18 @@ PYBIND11_MODULE(_core, m) {
         py::arg("symmetric"), py::arg("n_threads") = 1);
   m.def("affine_errors", &errors_of, py::arg("w"), py::arg("dtype"), py::arg("codes"), py::arg("scales"),
         py::arg("biases"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1);
+
+  py::class_<AffineMatrix>(m, "AffineMatrix")
+      .def(py::init([](const py::array& codes, const py::array& scales, const py::array& biases,
+                       const std::string& dtype, int bits, int group_size) {
+             return AffineMatrix{codes, scales, biases,
+                                 affine_of(codes, scales, biases, dtype, bits, group_size)};
+           }),
+           py::arg("codes"), py::arg("scales"), py::arg("biases"), py::arg("dtype"), py::arg("bits"),
+           py::arg("group_size"))
+      .def_property_readonly("n_bytes", [](const AffineMatrix& m_) {
+        return m_.codes.nbytes() + m_.scales.nbytes() + m_.biases.nbytes();
+      });
 
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init(&make_packed), py::arg("arena"), py::arg("codes"), py::arg("scales"), py::arg("biases"),
@@ -432,4 +458,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("matmul_library", &matmul_library);
 
   bind_kernels(m);
+  bind_metal(m);
 }

@@ -100,9 +100,17 @@ class PackedMatrix:
         """One that lies in memory, uint8, as it lay in its arena."""
     def row(self, row: int) -> _Array: ...
 
+class AffineMatrix:
+    """MLX's three arrays as they are."""
+
+    n_bytes: int
+    def __init__(
+        self, codes: _Array, scales: _Array, biases: _Array, dtype: str, bits: int, group_size: int
+    ) -> None: ...
+
 class Model:
     config: Config
-    def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix]) -> None: ...
+    def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix | AffineMatrix]) -> None: ...
 
 class KvCache:
     n_ctx: int
@@ -122,6 +130,21 @@ class Cpu:
     def norm_gate(
         self, norm_w: _Array | None, norm_bias: _Array | None, gate: _Matrix, up: _Matrix | None, x: _Array
     ) -> _Array: ...
+
+class MetalDevice:
+    info: dict[str, Any]
+    @staticmethod
+    def apple(sources: Sequence[str]) -> MetalDevice: ...
+    @staticmethod
+    def simulated(libraries: Sequence[str], schedule: int = 0) -> MetalDevice: ...
+
+class Metal:
+    def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
+        """`memory`: runs of whole pages in which all weights lie."""
+    def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+
+class MetalCache(KvCache):
+    def __init__(self, metal: Metal, n_ctx: int) -> None: ...
 
 class Sampler:
     def __init__(

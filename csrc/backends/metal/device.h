@@ -46,8 +46,8 @@ class Device {
   // Throws Error{device} where there is no such kernel, or the chip cannot run it.
   virtual Pipeline pipeline(const std::string& kernel) = 0;
 
-  // Shows the device [begin, begin + n_bytes), whole pages, which must stay where they are until unmap(). A
-  // range may hold others, and is then the one that is used. Throws Error{memory}.
+  // Shows the device [begin, begin + n_bytes), whole pages, which must stay where they are until unmap().
+  // Ranges may overlap, but none may lie within another. Throws Error{memory}.
   virtual void map(const void* begin, size_t n_bytes) = 0;
   virtual void unmap(const void* begin) = 0;  // no pass that is not waited for may use it
 
