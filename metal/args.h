@@ -10,11 +10,16 @@
 //   scales  [n_rows, n_cols / group_size] S, absent for floats; biases likewise
 // An absent buffer must not be touched; what is absent, the arguments say.
 #pragma once
-#if !defined(__METAL_VERSION__)
+#if defined(__METAL_VERSION__)
+#include <metal_stdlib>
+using namespace metal;
+#else
 #include <cstdint>
 #endif
 
-namespace russet::metal {
+// Spelled in two, as Metal 3.1 is C++14.
+namespace russet {
+namespace metal {
 
 enum : uint32_t { kSimd = 32 };  // threads of a SIMD-group
 
@@ -80,7 +85,7 @@ struct MatvecArgs {
 // matmul_float_T_W              likewise, y float
 // matmul_gate_T_W               buffers: n, gate (4), up (4), h T [n_tokens, n_rows]
 // groups: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
-// of gate: (ceil(n_rows / (kMatmulRows / 2)), ...): a threadgroup makes half as many rows of both matrices
+// of gate with an up: (ceil(n_rows / (kMatmulRows / 2)), ...): a threadgroup makes half as many rows of both
 enum : uint32_t { kMatmulRows = 64, kMatmulTokens = 32, kMatmulSimds = 4 };
 struct MatmulArgs {
   uint32_t n_tokens, n_rows, n_cols, group_size;
@@ -149,4 +154,5 @@ struct ArgmaxArgs {
   uint32_t n;
 };
 
-}  // namespace russet::metal
+}  // namespace metal
+}  // namespace russet

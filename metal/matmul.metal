@@ -1,0 +1,247 @@
+// matmul: y[t] = W n[t] + linear_bias for many tokens
+//   W [n_rows, n_cols] (common/weights.h)    n [n_tokens, n_cols] T    sums in float
+//   grid: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
+//
+// A threadgroup makes a tile of kMatmulRows rows by kMatmulTokens tokens. Step by step, its threads bring kStep
+// columns of both into threadgroup memory, W dequantised, and load those of the next step while its SIMD-groups
+// multiply 8 x 8 matrices: each of the four a quarter of the tile, 16 tokens by 32 rows in 8 accumulators.
+//
+// Elements in threadgroup memory are half where T is, else float: bf16 keeps 8 bits, too few for a dequantised
+// weight, and needs no matrices of bfloat this way. Accumulators are float always.
+//
+// Bound by arithmetic, 2 n_tokens n_rows n_cols flops: of the tile, a step reads 64 x 32 weights and 32 x 32
+// elements of n (2,176 + 2,048 bytes of int8 and f16) for 131,072 flops, 31 a byte; 6 matrices are loaded from
+// threadgroup memory for 8 multiplied.
+#include "args.h"
+#include "common/activation.h"
+#include "common/weights.h"
+
+using namespace russet::metal;
+
+enum : uint {
+  kThreads = uint(kSimd) * uint(kMatmulSimds),
+  kStep = 32,           // columns, of one group
+  kStride = kStep + 8,  // of a row in threadgroup memory: eight rows fall into different banks
+  kSumStride = uint(kMatmulRows) + 8,
+  kThreadsPerRow = kThreads / uint(kMatmulRows),
+  kThreadsPerToken = kThreads / uint(kMatmulTokens),
+  kRowShare = kStep / kThreadsPerRow,  // columns that a thread brings of W, and of n
+  kTokenShare = kStep / kThreadsPerToken,
+  kTokenTiles = uint(kMatmulTokens) / 2 / 8,  // 8 x 8 matrices of a SIMD-group
+  kRowTiles = uint(kMatmulRows) / 2 / 8,
+};
+static_assert(kMatmulSimds == 4, "a quarter of the tile each");
+
+template <typename T> struct StagedAs { using type = float; };
+template <> struct StagedAs<half> { using type = half; };
+
+// The tile in threadgroup memory: first the steps of W and n, then the sums.
+template <typename E>
+struct Tile {
+  enum : uint {
+    kStaged = (uint(kMatmulRows) + uint(kMatmulTokens)) * kStride * sizeof(E) / sizeof(float),
+    kSums = uint(kMatmulTokens) * kSumStride,
+    kFloats = kStaged > kSums ? uint(kStaged) : uint(kSums),
+  };
+};
+
+// What one thread brings of each step.
+template <typename T, typename W>
+struct Share {
+  W w;                // from this thread's row on
+  device const T* n;  // this thread's token
+  uint n_cols;
+  uint w_col, n_col;  // where its share of a step begins
+  typename W::Piece pieces[kRowShare / W::kColumns];
+  float4 quads[kTokenShare / 4];
+
+  Share(W w, device const T* n, uint n_cols, uint thread_id)
+      : w(w), n(n), n_cols(n_cols), w_col(thread_id % kThreadsPerRow * kRowShare),
+        n_col(thread_id % kThreadsPerToken * kTokenShare) {}
+
+  void load(uint col) {
+    for (uint i = 0; i < kRowShare / W::kColumns; ++i) pieces[i] = w.load(0, col + w_col + i * W::kColumns);
+    for (uint i = 0; i < kTokenShare / 4; ++i) {
+      const uint at = col + n_col + 4 * i;
+      quads[i] = W::kRagged ? load4(n + at, int(n_cols) - int(at)) : load4(n + at);
+    }
+  }
+
+  // To this thread's row of each.
+  template <typename E>
+  void store(threadgroup E* w_row, threadgroup E* n_row) const {
+    for (uint i = 0; i < kRowShare / 4; ++i)
+      *(threadgroup vec<E, 4>*)(w_row + w_col + 4 * i) = vec<E, 4>(pieces[i / W::kQuads].weights(i % W::kQuads));
+    for (uint i = 0; i < kTokenShare / 4; ++i)
+      *(threadgroup vec<E, 4>*)(n_row + n_col + 4 * i) = vec<E, 4>(quads[i]);
+  }
+};
+
+// memory[t * kSumStride + r] = the tile's sum of token t and row r, seen by all threads.
+template <typename E, typename T, typename W>
+void multiply(threadgroup float* memory, Share<T, W> share, uint thread_id, uint simd) {
+  threadgroup E* weights = (threadgroup E*)memory;
+  threadgroup E* inputs = weights + kMatmulRows * kStride;
+  threadgroup E* w_row = weights + thread_id / kThreadsPerRow * kStride;
+  threadgroup E* n_row = inputs + thread_id / kThreadsPerToken * kStride;
+  const uint token = simd / 2 * 8 * kTokenTiles, row = simd % 2 * 8 * kRowTiles;  // of this quarter
+
+  simdgroup_float8x8 sums[kTokenTiles][kRowTiles];
+  for (uint i = 0; i < kTokenTiles; ++i)
+    for (uint j = 0; j < kRowTiles; ++j) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0);
+
+  share.load(0);
+  for (uint col = 0; col < share.n_cols; col += kStep) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // the step before is multiplied
+    share.store(w_row, n_row);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (col + kStep < share.n_cols) share.load(col + kStep);
+    for (uint k = 0; k < kStep; k += 8) {
+      simdgroup_matrix<E, 8, 8> n[kTokenTiles], w[kRowTiles];
+      for (uint i = 0; i < kTokenTiles; ++i) simdgroup_load(n[i], inputs + (token + 8 * i) * kStride + k, kStride);
+      for (uint j = 0; j < kRowTiles; ++j)
+        simdgroup_load(w[j], weights + (row + 8 * j) * kStride + k, kStride, ulong2(0, 0), true);
+      for (uint i = 0; i < kTokenTiles; ++i)
+        for (uint j = 0; j < kRowTiles; ++j) simdgroup_multiply_accumulate(sums[i][j], n[i], w[j], sums[i][j]);
+    }
+  }
+
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = 0; i < kTokenTiles; ++i)
+    for (uint j = 0; j < kRowTiles; ++j)
+      simdgroup_store(sums[i][j], memory + (token + 8 * i) * kSumStride + row + 8 * j, kSumStride);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// The tile of one matrix. Rows and tokens past the last are read as the last, and not written.
+template <typename T, typename W>
+void multiply_one(threadgroup float* memory, constant MatmulArgs& args, W w, device const T* n, uint2 group,
+                  uint thread_id, uint simd) {
+  const uint row = min(group.x * kMatmulRows + thread_id / kThreadsPerRow, args.n_rows - 1);
+  const uint token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
+  const Share<T, W> share(w.from_row(row), n + ulong(token) * args.n_cols, args.n_cols, thread_id);
+  multiply<typename StagedAs<T>::type>(memory, share, thread_id, simd);
+}
+
+template <typename T, typename W>
+[[kernel]] void matmul(
+    constant MatmulArgs& args              [[buffer(0)]],
+    device const T* n                      [[buffer(1)]],
+    device const typename W::Codes* codes  [[buffer(2)]],
+    device const typename W::Scale* scales [[buffer(3)]],
+    device const typename W::Scale* biases [[buffer(4)]],
+    device const float* linear_bias        [[buffer(5)]],
+    device T* y                            [[buffer(6)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
+    uint simd [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
+  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
+    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
+    if (token >= args.n_tokens || row >= args.n_rows) continue;
+    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
+    if (args.has_linear_bias[0]) sum += linear_bias[row];
+    y[ulong(token) * args.n_rows + row] = T(sum);
+  }
+}
+
+// x[t] += scale * (W n[t] + linear_bias)
+template <typename T, typename W>
+[[kernel]] void matmul_residual(
+    constant MatmulArgs& args              [[buffer(0)]],
+    device const T* n                      [[buffer(1)]],
+    device const typename W::Codes* codes  [[buffer(2)]],
+    device const typename W::Scale* scales [[buffer(3)]],
+    device const typename W::Scale* biases [[buffer(4)]],
+    device const float* linear_bias        [[buffer(5)]],
+    device float* x                        [[buffer(6)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
+    uint simd [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
+  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
+    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
+    if (token >= args.n_tokens || row >= args.n_rows) continue;
+    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
+    if (args.has_linear_bias[0]) sum += linear_bias[row];
+    x[ulong(token) * args.n_rows + row] += args.scale * sum;
+  }
+}
+
+// y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias)
+template <typename T, typename W>
+[[kernel]] void matmul_float(
+    constant MatmulArgs& args              [[buffer(0)]],
+    device const T* n                      [[buffer(1)]],
+    device const typename W::Codes* codes  [[buffer(2)]],
+    device const typename W::Scale* scales [[buffer(3)]],
+    device const typename W::Scale* biases [[buffer(4)]],
+    device const float* linear_bias        [[buffer(5)]],
+    device float* y                        [[buffer(6)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
+    uint simd [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
+  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
+    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
+    if (token >= args.n_tokens || row >= args.n_rows) continue;
+    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
+    if (args.has_linear_bias[0]) sum += linear_bias[row];
+    sum *= args.scale;
+    y[ulong(token) * args.n_rows + row] = args.softcap > 0 ? args.softcap * tanh(sum / args.softcap) : sum;
+  }
+}
+
+// h[t] = act(gate n[t]) * (up n[t]): the lower half of the tile's rows are of gate, the upper of up.
+template <typename T, typename W>
+[[kernel]] void matmul_gate(
+    constant MatmulArgs& args                   [[buffer(0)]],
+    device const T* n                           [[buffer(1)]],
+    device const typename W::Codes* gate_codes  [[buffer(2)]],
+    device const typename W::Scale* gate_scales [[buffer(3)]],
+    device const typename W::Scale* gate_biases [[buffer(4)]],
+    device const float* gate_linear_bias        [[buffer(5)]],
+    device const typename W::Codes* up_codes    [[buffer(6)]],
+    device const typename W::Scale* up_scales   [[buffer(7)]],
+    device const typename W::Scale* up_biases   [[buffer(8)]],
+    device const float* up_linear_bias          [[buffer(9)]],
+    device T* h                                 [[buffer(10)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
+    uint simd [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  const uint n_tile_rows = args.has_up ? kMatmulRows / 2 : kMatmulRows;
+  const uint tile_row = thread_id / kThreadsPerRow;
+  const bool is_up = tile_row >= n_tile_rows;
+  const W w = is_up ? W(up_codes, up_scales, up_biases, args.n_cols, args.group_size)
+                    : W(gate_codes, gate_scales, gate_biases, args.n_cols, args.group_size);
+  const uint first_row = group.x * n_tile_rows;
+  const uint my_row = min(first_row + tile_row - (is_up ? n_tile_rows : 0), args.n_rows - 1);
+  const uint my_token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
+  const Share<T, W> share(w.from_row(my_row), n + ulong(my_token) * args.n_cols, args.n_cols, thread_id);
+  multiply<typename StagedAs<T>::type>(memory, share, thread_id, simd);
+
+  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
+    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = first_row + i % kMatmulRows;
+    if (i % kMatmulRows >= n_tile_rows || token >= args.n_tokens || row >= args.n_rows) continue;
+    threadgroup const float* sums = memory + i / kMatmulRows * kSumStride + i % kMatmulRows;
+    float gate = sums[0], up = 1;
+    if (args.has_linear_bias[0]) gate += gate_linear_bias[row];
+    if (args.has_up) up = sums[n_tile_rows];
+    if (args.has_up && args.has_linear_bias[1]) up += up_linear_bias[row];
+    h[ulong(token) * args.n_rows + row] = T(activate(args.activation, gate) * up);
+  }
+}
+
+#define INSTANTIATE(op, T, t, W) template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
+#define FOR_EACH_T(op, W) INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
+#define FOR_EACH_OP(W) \
+  FOR_EACH_T(matmul, W) FOR_EACH_T(matmul_residual, W) FOR_EACH_T(matmul_gate, W) FOR_EACH_T(matmul_float, W)
+FOR_EACH_OP(f32)
+FOR_EACH_OP(f16)
+FOR_EACH_OP(bf16)
+FOR_EACH_OP(int8_f32)
+FOR_EACH_OP(int8_f16)
+FOR_EACH_OP(int8_bf16)
+FOR_EACH_OP(int4_f32)
+FOR_EACH_OP(int4_f16)
+FOR_EACH_OP(int4_bf16)

@@ -1,0 +1,233 @@
+// matvec: y[t] = W n[t] + linear_bias for few tokens, n = x or rms_norm(x)
+//   W [n_rows, n_cols] (common/weights.h)    x [n_tokens, n_cols] float or T    sums in float
+//   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices); threads: (kSimd, kMatvecSimds)
+//
+// A SIMD-group takes kRows rows of up to kMatvecTokens tokens. Its lanes take a piece each of every row in turn,
+// and all rows share what is loaded of x, and its sum. The norm is folded in: with n = x * norm_w / rms,
+// W n = W (x * norm_w) / rms, and the sum of squares that rms needs is taken along the way.
+//
+// Bound by the bytes of W, read once: per weight 2 of f16, 1.0625 of int8, 0.5625 of int4 (groups of 64 with f16
+// scales and biases). Reads of x (4 bytes per kRows weights of a column) stay within the GPU's caches.
+#include "args.h"
+#include "common/activation.h"
+#include "common/weights.h"
+
+using namespace russet::metal;
+
+constant constexpr uint kRows = kMatvecRows / kMatvecSimds;  // of a SIMD-group
+static_assert(kRows * kMatvecTokens <= kSimd, "each sum needs a lane that writes it");
+
+template <typename X>
+struct Input {
+  device const X* x;
+  device const float* norm_w;
+  device const int* rows;
+  uint n_tokens, n_cols;
+  bool has_norm, has_rows;
+  float eps;
+
+  Input(constant MatvecArgs& args, device const X* x, device const float* norm_w, device const int* rows)
+      : x(x), norm_w(norm_w), rows(rows), n_tokens(args.n_tokens), n_cols(args.n_cols), has_norm(args.has_norm),
+        has_rows(args.has_rows), eps(args.eps) {}
+
+  device const X* of_token(uint token) const { return x + ulong(has_rows ? uint(rows[token]) : token) * n_cols; }
+};
+
+// Which sum of its SIMD-group a lane holds in the end.
+struct Place {
+  uint first_row, first_token;  // of the SIMD-group
+  uint row, token;              // of this lane
+  uint lane;
+
+  Place(uint3 group, uint simd, uint lane)
+      : first_row((group.x * kMatvecSimds + simd) * kRows), first_token(group.y * kMatvecTokens),
+        row(first_row + lane % kRows), token(first_token + lane / kRows), lane(lane) {}
+
+  bool is_within(uint n_rows, uint n_tokens) const {
+    return lane < kRows * kMatvecTokens && row < n_rows && token < n_tokens;
+  }
+};
+
+// The product of N tokens at this lane's place. Rows and tokens past the last are read as the last.
+template <uint N, typename W, typename X>
+float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
+  const W w = matrix.from_row(place.first_row);
+  const uint last_row = n_rows - 1 - place.first_row;
+  device const X* x[N];
+  for (uint t = 0; t < N; ++t) x[t] = in.of_token(min(place.first_token + t, in.n_tokens - 1));
+
+  float sums[kRows][N] = {}, squares[N] = {};
+  for (uint col = place.lane * W::kColumns; col < in.n_cols; col += kSimd * W::kColumns) {
+    typename W::Piece pieces[kRows];
+    for (uint r = 0; r < kRows; ++r) pieces[r] = w.load(min(r, last_row), col);
+
+    float4 n[N][W::kQuads];
+    float sum_n[N] = {};
+    for (uint i = 0; i < W::kQuads; ++i) {
+      const uint at = col + 4 * i;
+      const int left = W::kRagged ? int(in.n_cols) - int(at) : 4;
+      const float4 norm_w = in.has_norm ? load4(in.norm_w + at, left) : float4(1);
+      for (uint t = 0; t < N; ++t) {
+        const float4 quad = load4(x[t] + at, left);
+        squares[t] += dot(quad, quad);
+        n[t][i] = quad * norm_w;
+        sum_n[t] += n[t][i].x + n[t][i].y + n[t][i].z + n[t][i].w;
+      }
+    }
+
+    for (uint r = 0; r < kRows; ++r) {
+      float sum_qn[N] = {};
+      for (uint i = 0; i < W::kQuads; ++i) {
+        const float4 q = pieces[r].quad(i);
+        for (uint t = 0; t < N; ++t) sum_qn[t] += dot(q, n[t][i]);
+      }
+      for (uint t = 0; t < N; ++t) sums[r][t] += pieces[r].total(sum_qn[t], sum_n[t]);
+    }
+  }
+
+  float mine = 0;
+  for (uint t = 0; t < N; ++t) {
+    const float factor = in.has_norm ? rsqrt(simd_sum(squares[t]) / in.n_cols + in.eps) : 1;
+    for (uint r = 0; r < kRows; ++r) {
+      const float sum = simd_sum(sums[r][t]);
+      if (place.lane == t * kRows + r) mine = sum * factor;
+    }
+  }
+  return mine;
+}
+
+// A token alone keeps the registers and the arithmetic of one.
+template <typename W, typename X>
+float product(W matrix, uint n_rows, Input<X> in, Place place) {
+  return in.n_tokens - place.first_token == 1 ? product_of<1>(matrix, n_rows, in, place)
+                                              : product_of<kMatvecTokens>(matrix, n_rows, in, place);
+}
+
+template <typename T, typename W>
+[[kernel]] void matvec(
+    constant MatvecArgs& args                [[buffer(0)]],
+    device const float* x                    [[buffer(1)]],
+    device const float* norm_w               [[buffer(2)]],
+    device const typename W::Codes* codes0   [[buffer(3)]],
+    device const typename W::Scale* scales0  [[buffer(4)]],
+    device const typename W::Scale* biases0  [[buffer(5)]],
+    device const float* linear_bias0         [[buffer(6)]],
+    device T* y0                             [[buffer(7)]],
+    device const typename W::Codes* codes1   [[buffer(8)]],
+    device const typename W::Scale* scales1  [[buffer(9)]],
+    device const typename W::Scale* biases1  [[buffer(10)]],
+    device const float* linear_bias1         [[buffer(11)]],
+    device T* y1                             [[buffer(12)]],
+    device const typename W::Codes* codes2   [[buffer(13)]],
+    device const typename W::Scale* scales2  [[buffer(14)]],
+    device const typename W::Scale* biases2  [[buffer(15)]],
+    device const float* linear_bias2         [[buffer(16)]],
+    device T* y2                             [[buffer(17)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const uint which = group.z, n_rows = args.n_rows[which];
+  device const typename W::Codes* codes = which == 0 ? codes0 : which == 1 ? codes1 : codes2;
+  device const typename W::Scale* scales = which == 0 ? scales0 : which == 1 ? scales1 : scales2;
+  device const typename W::Scale* biases = which == 0 ? biases0 : which == 1 ? biases1 : biases2;
+  device const float* linear_bias = which == 0 ? linear_bias0 : which == 1 ? linear_bias1 : linear_bias2;
+  device T* y = which == 0 ? y0 : which == 1 ? y1 : y2;
+
+  const Place place(group, simd, lane);
+  if (place.first_row >= n_rows) return;
+  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
+                      Input<float>(args, x, norm_w, nullptr), place);
+  if (!place.is_within(n_rows, args.n_tokens)) return;
+  if (args.has_linear_bias[which]) sum += linear_bias[place.row];
+  y[ulong(place.token) * n_rows + place.row] = T(sum);
+}
+
+// x[t] += scale * (W y[t] + linear_bias)
+template <typename T, typename W>
+[[kernel]] void matvec_residual(
+    constant MatvecArgs& args              [[buffer(0)]],
+    device const T* y                      [[buffer(1)]],
+    device const typename W::Codes* codes  [[buffer(2)]],
+    device const typename W::Scale* scales [[buffer(3)]],
+    device const typename W::Scale* biases [[buffer(4)]],
+    device const float* linear_bias        [[buffer(5)]],
+    device float* x                        [[buffer(6)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const Place place(group, simd, lane);
+  const uint n_rows = args.n_rows[0];
+  if (place.first_row >= n_rows) return;
+  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
+                      Input<T>(args, y, nullptr, nullptr), place);
+  if (!place.is_within(n_rows, args.n_tokens)) return;
+  if (args.has_linear_bias[0]) sum += linear_bias[place.row];
+  x[ulong(place.token) * n_rows + place.row] += args.scale * sum;
+}
+
+// h[t] = act(gate n[t]) * (up n[t])
+template <typename T, typename W>
+[[kernel]] void matvec_gate(
+    constant MatvecArgs& args                   [[buffer(0)]],
+    device const float* x                       [[buffer(1)]],
+    device const float* norm_w                  [[buffer(2)]],
+    device const typename W::Codes* gate_codes  [[buffer(3)]],
+    device const typename W::Scale* gate_scales [[buffer(4)]],
+    device const typename W::Scale* gate_biases [[buffer(5)]],
+    device const float* gate_linear_bias        [[buffer(6)]],
+    device const typename W::Codes* up_codes    [[buffer(7)]],
+    device const typename W::Scale* up_scales   [[buffer(8)]],
+    device const typename W::Scale* up_biases   [[buffer(9)]],
+    device const float* up_linear_bias          [[buffer(10)]],
+    device T* h                                 [[buffer(11)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const Place place(group, simd, lane);
+  const uint n_rows = args.n_rows[0];
+  if (place.first_row >= n_rows) return;
+  const Input<float> in(args, x, norm_w, nullptr);
+  float gate = product(W(gate_codes, gate_scales, gate_biases, args.n_cols, args.group_size), n_rows, in, place);
+  float up = 1;
+  if (args.has_up) up = product(W(up_codes, up_scales, up_biases, args.n_cols, args.group_size), n_rows, in, place);
+  if (!place.is_within(n_rows, args.n_tokens)) return;
+  if (args.has_linear_bias[0]) gate += gate_linear_bias[place.row];
+  if (args.has_up && args.has_linear_bias[1]) up += up_linear_bias[place.row];
+  h[ulong(place.token) * n_rows + place.row] = T(activate(args.activation, gate) * up);
+}
+
+// y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias), n of row rows[t] of x
+template <typename X, typename W>
+[[kernel]] void matvec_float(
+    constant MatvecArgs& args              [[buffer(0)]],
+    device const X* x                      [[buffer(1)]],
+    device const float* norm_w             [[buffer(2)]],
+    device const typename W::Codes* codes  [[buffer(3)]],
+    device const typename W::Scale* scales [[buffer(4)]],
+    device const typename W::Scale* biases [[buffer(5)]],
+    device const float* linear_bias        [[buffer(6)]],
+    device const int* rows                 [[buffer(7)]],
+    device float* y                        [[buffer(8)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const Place place(group, simd, lane);
+  const uint n_rows = args.n_rows[0];
+  if (place.first_row >= n_rows) return;
+  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
+                      Input<X>(args, x, norm_w, rows), place);
+  if (!place.is_within(n_rows, args.n_tokens)) return;
+  if (args.has_linear_bias[0]) sum += linear_bias[place.row];
+  sum *= args.scale;
+  y[ulong(place.token) * n_rows + place.row] = args.softcap > 0 ? args.softcap * tanh(sum / args.softcap) : sum;
+}
+
+#define INSTANTIATE(op, T, t, W) template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
+#define FOR_EACH_T(op, W) INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
+#define FOR_EACH_OP(W) \
+  FOR_EACH_T(matvec, W) FOR_EACH_T(matvec_residual, W) FOR_EACH_T(matvec_gate, W) FOR_EACH_T(matvec_float, W)
+FOR_EACH_OP(f32)
+FOR_EACH_OP(f16)
+FOR_EACH_OP(bf16)
+FOR_EACH_OP(int8_f32)
+FOR_EACH_OP(int8_f16)
+FOR_EACH_OP(int8_bf16)
+FOR_EACH_OP(int4_f32)
+FOR_EACH_OP(int4_f16)
+FOR_EACH_OP(int4_bf16)
