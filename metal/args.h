@@ -128,14 +128,16 @@ struct RopeStoreArgs {
 //            partial float [n_tokens, n_heads, n_parts, head_dim + 2]
 //   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
 //   threads: (kSimd, kDecodeSimds)
-// attention_merge_T_D: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd
+// attention_merge_T: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd; n_parts <= kMaxParts
 // attention_prefill_T_D: blocks of queries against blocks of keys with an online softmax (Milakov and
 //   Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135); no matrix of scores in memory
 //   buffers: q, cache, out
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
-// D is head_dim rounded up to 32, 64, 80, 96, 112, 128, 192 or 256: what registers are laid out for.
+// D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
+// 32, above that a multiple of 4. q, cache and out: aligned to 4 of their numbers.
 // kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
-enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kPrefillSimds = 4, kPrefillQueries = 32 };
+enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kMaxParts = 32 };
+enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 32 };
 struct AttentionArgs {
   Cache cache;
   uint32_t n_tokens, n_heads, pos;  // pos: of the first token
