@@ -17,8 +17,8 @@ struct Best {
   float value;
   int index;
 };
-constant constexpr Best kNothing = {-INFINITY, INT_MAX};
-constant constexpr Best kNan = {INFINITY, -1};
+
+inline Best nothing() { return {-INFINITY, numeric_limits<int>::max()}; }
 
 inline Best better(Best a, Best b) {
   return a.value > b.value || (a.value == b.value && a.index < b.index) ? a : b;
@@ -27,7 +27,7 @@ inline Best better(Best a, Best b) {
 // The best of a SIMD-group, for all of its lanes.
 inline Best simd_best(Best b) {
   const float value = simd_max(b.value);
-  return {value, simd_min(b.value == value ? b.index : INT_MAX)};
+  return {value, simd_min(b.value == value ? b.index : nothing().index)};
 }
 
 [[kernel]] void argmax_parts(
@@ -38,20 +38,24 @@ inline Best simd_best(Best b) {
     uint2 group [[threadgroup_position_in_grid]], uint2 thread_id [[thread_position_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]]) {
   constexpr uint n_simds = kArgmaxThreads / kSimd;
-  threadgroup Best of_simds[n_simds];
+  threadgroup float values_of_simds[n_simds];
+  threadgroup int indices_of_simds[n_simds];
   const uint part = group.x, token = group.y;
   const uint n_each = (args.n + kArgmaxParts - 1) / kArgmaxParts;
   const uint begin = part * n_each, end = min(begin + n_each, args.n);
   logits += ulong(token) * args.n;
 
-  Best best = kNothing;
+  Best best = nothing();
   for (uint i = begin + thread_id.x; i < end; i += kArgmaxThreads)
-    best = better(best, isnan(logits[i]) ? kNan : Best{logits[i], int(i)});
+    best = better(best, isnan(logits[i]) ? Best{INFINITY, -1} : Best{logits[i], int(i)});
   best = simd_best(best);
-  if (lane == 0) of_simds[simd] = best;
+  if (lane == 0) {
+    values_of_simds[simd] = best.value;
+    indices_of_simds[simd] = best.index;
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (simd == 0) {
-    best = simd_best(lane < n_simds ? of_simds[lane] : kNothing);
+    best = simd_best(lane < n_simds ? Best{values_of_simds[lane], indices_of_simds[lane]} : nothing());
     if (lane == 0) {
       values[token * kArgmaxParts + part] = best.value;
       indices[token * kArgmaxParts + part] = best.index;
@@ -65,7 +69,7 @@ inline Best simd_best(Best b) {
     device const int* indices   [[buffer(2)]],
     device int* tokens          [[buffer(3)]],
     uint token [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
-  Best best = kNothing;
+  Best best = nothing();
   for (uint i = token * kArgmaxParts + lane; i < (token + 1) * kArgmaxParts; i += kSimd)
     best = better(best, Best{values[i], indices[i]});
   best = simd_best(best);

@@ -15,7 +15,7 @@ using namespace metal;
 #include "common/cache.h"
 using namespace russet::metal;
 
-constant constexpr float kNoScore = -FLT_MAX;
+constant constexpr float kNoScore = -numeric_limits<float>::max();
 
 inline uint first_key(uint pos, uint window) { return window > 0 && pos >= window ? pos - window + 1 : 0; }
 

@@ -21,25 +21,23 @@ struct Moments {
   float mean, scale;
 };
 
-struct Scratch {
-  float mean[kNormThreads / kSimd], squares[kNormThreads / kSimd];
-};
+constant constexpr uint kSimds = kNormThreads / kSimd;
 
 template <typename X>
-Moments moments(device const X* x, uint dim, bool is_layer, float eps, threadgroup Scratch& scratch,
+Moments moments(device const X* x, uint dim, bool is_layer, float eps, threadgroup float* scratch,
                 uint thread_id) {
   float mean = 0;
   if (is_layer) {
     float sum = 0;
     for (uint i = thread_id; i < dim; i += kNormThreads) sum += float(x[i]);
-    mean = group_sum<kNormThreads>(sum, scratch.mean, thread_id) / float(dim);
+    mean = group_sum<kNormThreads>(sum, scratch, thread_id) / float(dim);
   }
   float squares = 0;
   for (uint i = thread_id; i < dim; i += kNormThreads) {
     const float centred = float(x[i]) - mean;
     squares += centred * centred;
   }
-  const float mean_square = group_sum<kNormThreads>(squares, scratch.squares, thread_id) / float(dim);
+  const float mean_square = group_sum<kNormThreads>(squares, scratch + kSimds, thread_id) / float(dim);
   return {mean, rsqrt(mean_square + eps)};
 }
 
@@ -52,7 +50,7 @@ template <typename T>
     device const int* rows    [[buffer(4)]],
     device T* y               [[buffer(5)]],
     uint token [[threadgroup_position_in_grid]], uint thread_id [[thread_position_in_threadgroup]]) {
-  threadgroup Scratch scratch;
+  threadgroup float scratch[2 * kSimds];
   x += ulong(args.has_rows ? uint(rows[token]) : token) * args.dim;
   y += ulong(token) * args.dim;
   const Moments m = moments(x, args.dim, args.is_layer, args.eps, scratch, thread_id);
@@ -70,7 +68,7 @@ template <typename T>
     device T* y              [[buffer(1)]],
     device const float* w    [[buffer(2)]],
     uint token [[threadgroup_position_in_grid]], uint thread_id [[thread_position_in_threadgroup]]) {
-  threadgroup Scratch scratch;
+  threadgroup float scratch[2 * kSimds];
   y += ulong(token) * args.dim;
   const float scale = moments(y, args.dim, false, args.eps, scratch, thread_id).scale;
   for (uint i = thread_id; i < args.dim; i += kNormThreads) y[i] = T(float(y[i]) * scale * w[i]);
@@ -83,7 +81,7 @@ template <typename T>
     device const float* bias         [[buffer(3)]],
     device float* x                  [[buffer(4)]],
     uint token [[threadgroup_position_in_grid]], uint thread_id [[thread_position_in_threadgroup]]) {
-  threadgroup Scratch scratch;
+  threadgroup float scratch[2 * kSimds];
   y += ulong(token) * args.dim;
   x += ulong(token) * args.dim;
   const Moments m = moments(y, args.dim, args.is_layer, args.eps, scratch, thread_id);
