@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "backends/metal/device.h"
+#include "backends/metal/greedy.h"
 #include "backends/metal/metal_ops.h"
 #include "bindings/model.h"
 
@@ -27,6 +28,8 @@ py::dict described(const metal::Device& device) {
   return dict;
 }
 
+struct MetalCache;
+
 // A model's weights shown to a device, and the operations over them. Calls from several threads take turns.
 struct Metal {
   // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie.
@@ -43,6 +46,8 @@ struct Metal {
   Array<float> forward(const std::vector<Part>& parts) {
     return forward_parts(*model, parts, *ops, ops->dtype(), lock);
   }
+
+  int32_t append_greedy(MetalCache& cache, int32_t token, int rope_length);
 
   std::shared_ptr<metal::Device> device;
   std::shared_ptr<Model> model;
@@ -62,7 +67,15 @@ struct MetalCache : KvCache {
     metal->ops->forget(*this);
   }
   std::shared_ptr<Metal> metal;
+  russet::metal::Greedy greedy;
 };
+
+int32_t Metal::append_greedy(MetalCache& cache, int32_t token, int rope_length) {
+  check(cache.metal.get() == this, ErrorKind::usage, "append_greedy: a cache was made for another model");
+  const py::gil_scoped_release release;
+  const std::lock_guard<std::mutex> turn(lock);
+  return cache.greedy.next(model->config, model->weights, *ops, cache, token, rope_length);
+}
 
 }  // namespace
 
@@ -84,7 +97,9 @@ void bind_metal(py::module_& m) {
       .def(py::init<std::shared_ptr<metal::Device>, std::shared_ptr<Model>, const std::string&,
                     const std::vector<py::array>&>(),
            py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"))
-      .def("forward", &Metal::forward, py::arg("parts"));
+      .def("forward", &Metal::forward, py::arg("parts"))
+      .def("append_greedy", &Metal::append_greedy, py::arg("cache"), py::arg("token"),
+           py::arg("rope_length") = 0);
 
   py::class_<MetalCache, KvCache>(m, "MetalCache")
       .def(py::init<std::shared_ptr<Metal>, int>(), py::arg("metal"), py::arg("n_ctx"));

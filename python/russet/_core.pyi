@@ -58,6 +58,8 @@ class Arena:
     @staticmethod
     def from_file(file: int, offset: int, n_bytes: int, n_threads: int = 1) -> Arena:
         """One filled with a part of an open file. Raises WeightsError where the file ends before."""
+    def keep(self, array: _Array) -> _Array:
+        """A copy of the array that lies in the arena, read-only."""
     def bytes(self) -> _Array:
         """What was taken so far, uint8, read-only."""
 
@@ -142,6 +144,8 @@ class Metal:
     def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
         """`memory`: runs of whole pages in which all weights lie."""
     def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+    def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
+        """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""
 
 class MetalCache(KvCache):
     def __init__(self, metal: Metal, n_ctx: int) -> None: ...

@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "kv_cache/kv_cache.h"
+#include "model/forward.h"
 
 namespace russet::metal {
 
@@ -17,8 +18,8 @@ static_assert(int(kCacheBlock) == int(kAttentionKeys));
 // Up to this many tokens products read the weights for every kMatvecTokens of them; above, in tiles.
 static constexpr int kFewTokens = 2 * kMatvecTokens;
 
-// Keys that are worth a threadgroup of their own in decode, and the most such parts.
-static constexpr int kPartKeys = 256, kMaxParts = 32;
+// Keys that are worth a threadgroup of their own in decode.
+static constexpr int kPartKeys = 256;
 
 // Logits of this many tokens at a time are held for the host.
 static constexpr int kLogitRows = 64;
@@ -44,13 +45,21 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
   return *this;
 }
 
-std::byte* MetalOps::Room::reserve(Device& device, size_t n_bytes) {
-  if (n_bytes > buffer.size()) {
-    mapping = {};
-    buffer.reserve(whole_pages(n_bytes));
-    mapping = Mapping(device, buffer.bytes(), buffer.size());
+std::byte* MetalOps::reserve(Room& room, size_t n_bytes) {
+  if (n_bytes > room.buffer.size()) {
+    settle();
+    room.mapping = {};
+    room.buffer.reserve(whole_pages(n_bytes));
+    room.mapping = Mapping(device_, room.buffer.bytes(), room.buffer.size());
   }
-  return reinterpret_cast<std::byte*>(buffer.bytes());
+  return reinterpret_cast<std::byte*>(room.buffer.bytes());
+}
+
+void MetalOps::commit() {
+  last_pass_ = device_.commit();
+}
+void MetalOps::settle() {
+  if (last_pass_) device_.wait(last_pass_);
 }
 
 // A cache is shown up to what it will hold, in powers of two of its blocks: a GPU keeps all it is shown in
@@ -61,11 +70,13 @@ void MetalOps::show(const KvCache& cache, int n_tokens) {
   if (n_blocks * cache.block_bytes() <= shown.size()) return;
   size_t n_bytes = cache.block_bytes();
   while (n_bytes < n_blocks * cache.block_bytes()) n_bytes *= 2;
+  settle();
   shown = {};
   shown = Mapping(device_, cache.data(), std::min(n_bytes, cache.reserved_bytes()));
 }
 
 void MetalOps::forget(const KvCache& cache) {
+  settle();
   caches_.erase(&cache);
 }
 
@@ -89,7 +100,7 @@ static std::string joined(std::initializer_list<std::string_view> parts) {
 
 // What registers of the attention kernels are laid out for.
 static int head_dim_kernel(int head_dim) {
-  for (const int d : {32, 64, 80, 96, 112, 128, 192, 256})
+  for (const int d : {32, 64, 128, 256})
     if (head_dim <= d) return d;
   fail(ErrorKind::device, "metal: head_dim ", head_dim, " is above the largest, 256; use backend=\"cpu\"");
 }
@@ -99,6 +110,8 @@ MetalOps::MetalOps(const Config& config, const Weights& weights, DType dtype, De
   const char* t = name_of(dtype);
   const std::string d = std::to_string(head_dim_kernel(config.head_dim));
   const auto kernel = [&](const auto&... parts) { return device.pipeline(joined({parts...})); };
+  argmax_parts_ = kernel("argmax_parts");
+  argmax_ = kernel("argmax");
   embed_ = kernel("embed", Storage::of(weights.embed).name(),
                   name_of(weights.positions ? weights.positions.dtype : DType::f32));
   norm_ = kernel("norm", t);
@@ -107,7 +120,7 @@ MetalOps::MetalOps(const Config& config, const Weights& weights, DType dtype, De
   norm_residual_ = kernel("norm_residual");
   rope_store_ = kernel("rope_store", t);
   attention_decode_ = kernel("attention_decode", t, d);
-  attention_merge_ = kernel("attention_merge", t, d);
+  attention_merge_ = kernel("attention_merge", t);
   attention_prefill_ = kernel("attention_prefill", t, d);
 
   const auto add = [&](const Linear& linear) {
@@ -159,8 +172,8 @@ Activations MetalOps::activations(int n_tokens) {
   const size_t few = std::min<size_t>(n, kFewTokens);
   const size_t partial = few * size_t(config_.n_heads) * kMaxParts * (size_t(config_.head_dim) + 2);
   const size_t of_t = dim + 2 * q_dim(config_) + 2 * kv_dim(config_) + size_t(config_.ffn_dim);
-  std::byte* at = activations_.reserve(
-      device_, n * (2 * dim * sizeof(float) + of_t * element) + partial * sizeof(float) + 64);
+  std::byte* at =
+      reserve(activations_, n * (2 * dim * sizeof(float) + of_t * element) + partial * sizeof(float) + 64);
   const auto take = [&](size_t n_bytes) { return std::exchange(at, at + n_bytes); };
   const auto take_t = [&](size_t width) { return take(n * width * element); };
   Activations a{};
@@ -190,14 +203,15 @@ void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const
   const size_t n = batch.tokens.size();
   size_t n_floats = 0;
   for (const Rope& rope : config_.ropes) n_floats += 2 * n * rope.inv_freq.size();
-  std::byte* at = inputs_.reserve(
-      device_, (2 * n + batch.logit_rows.size()) * sizeof(int32_t) + n_floats * sizeof(float));
+  std::byte* at =
+      reserve(slot().inputs, (2 * n + batch.logit_rows.size()) * sizeof(int32_t) + n_floats * sizeof(float));
   const auto put = [&](const auto* values, size_t n_values) {
     const size_t n_bytes = n_values * sizeof(*values);
     std::memcpy(at, values, n_bytes);
     return reinterpret_cast<decltype(values)>(std::exchange(at, at + n_bytes));
   };
   const int32_t* tokens = put(batch.tokens.data(), n);
+  if (next_token_) tokens = next_token_;
   const int32_t* pos = put(places_.pos().data(), n);
   rows_ = put(batch.logit_rows.data(), batch.logit_rows.size());
   cos_.clear();
@@ -343,7 +357,7 @@ void MetalOps::norm_gate(const NormWeights& norm, const Linear& gate, const Line
   };
   if (many) {
     encode(products(gate.w).matmul_gate, complete(matmul_args(gate, n_tokens)), pointers,
-           {ceil_div(gate.n_outputs(), kMatmulRows / 2), ceil_div(n_tokens, kMatmulTokens)}, kMatmulGroup);
+           matmul_groups(up ? 2 * gate.n_outputs() : gate.n_outputs(), n_tokens), kMatmulGroup);
   } else {
     encode(products(gate.w).matvec_gate, complete(matvec_args(norm, gate, n_tokens)), pointers,
            matvec_groups(gate.n_outputs(), n_tokens), kMatvecGroup);
@@ -416,7 +430,7 @@ void MetalOps::norm_logits(const Batch& batch, const NormWeights& norm, const Li
   const int n_rows = int(batch.logit_rows.size());
   const size_t vocab_size = size_t(head.n_outputs());
   auto* out = reinterpret_cast<float*>(
-      logits_.reserve(device_, size_t(std::min(n_rows, kLogitRows)) * vocab_size * sizeof(float)));
+      reserve(logits_, size_t(std::min(n_rows, kLogitRows)) * vocab_size * sizeof(float)));
   for (int begin = 0; begin < n_rows; begin += kLogitRows) {
     const int n = std::min(kLogitRows, n_rows - begin);
     const int32_t* rows = rows_ + begin;
@@ -424,9 +438,39 @@ void MetalOps::norm_logits(const Batch& batch, const NormWeights& norm, const Li
     const FloatInput in = fused ? FloatInput{.data = x, .is_float = true, .norm = norm, .rows = rows}
                                 : FloatInput{.data = normed(norm, x, rows, n)};
     linear_float(head, in, n, config_.logits_scale, config_.logits_softcap, out);
-    device_.wait(device_.commit());
+    if (!logits) return find_likeliest(out, head.n_outputs());
+    commit();
+    settle();
     std::memcpy(logits + size_t(begin) * vocab_size, out, size_t(n) * vocab_size * sizeof(float));
   }
+}
+
+// ---- the likeliest token ----
+
+void MetalOps::find_likeliest(const float* logits, int vocab_size) {
+  auto* values = reinterpret_cast<float*>(reserve(slot().likeliest, (2 * kArgmaxParts + 1) * sizeof(float)));
+  auto* indices = reinterpret_cast<int32_t*>(values + kArgmaxParts);
+  int32_t* token = indices + kArgmaxParts;
+  const ArgmaxArgs args{uint32_t(vocab_size)};
+  encode(argmax_parts_, args, {logits, values, indices}, {kArgmaxParts, 1}, {kArgmaxThreads});
+  device_.barrier();
+  encode(argmax_, args, {values, indices, token}, Grid{1}, Grid{kSimd});
+  device_.barrier();
+  commit();
+  likeliest_ = {last_pass_, token};
+}
+
+MetalOps::Likeliest MetalOps::forward_likeliest(const Weights& weights, const Batch& batch,
+                                                const int32_t* token) {
+  next_token_ = token;
+  forward(config_, weights, *this, batch, nullptr);
+  next_token_ = nullptr;
+  return likeliest_;
+}
+
+int32_t MetalOps::wait(const Likeliest& likeliest) {
+  device_.wait(likeliest.pass);
+  return *likeliest.token;
 }
 
 // ---- attention ----
@@ -501,7 +545,7 @@ void MetalOps::attention(const Batch& batch, int layer, const void* q, void* out
       }
       const int length = s.pos + s.n_tokens, n_keys = window > 0 ? std::min(length, window) : length;
       const bool room = partial_token + s.n_tokens <= kFewTokens;
-      args.n_parts = room ? std::clamp(ceil_div(n_keys, kPartKeys), 1u, unsigned(kMaxParts)) : 1;
+      args.n_parts = room ? std::clamp(ceil_div(n_keys, kPartKeys), 1u, uint32_t(kMaxParts)) : 1;
       float* partial = partial_ + size_t(partial_token) * size_t(config_.n_heads) * kMaxParts *
                                       size_t(config_.head_dim + 2);
       if (args.n_parts > 1) partial_token += s.n_tokens;

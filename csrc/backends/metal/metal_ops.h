@@ -63,6 +63,16 @@ class MetalOps : public Ops {
   void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
                    float* logits) override;
 
+  // One pass whose logits stay where they are: the device takes its token from `token`, where that is not
+  // null, and leaves the likeliest next one for the host and for the pass after it. Returns before it is
+  // done.
+  struct Likeliest {
+    uint64_t pass = 0;               // 0: none
+    const int32_t* token = nullptr;  // -1: a logit is NaN
+  };
+  Likeliest forward_likeliest(const Weights& weights, const Batch& batch, const int32_t* token);
+  int32_t wait(const Likeliest& likeliest);
+
   DType dtype() const { return dtype_; }
   void forget(const KvCache& cache);  // before its memory goes
 
@@ -77,8 +87,13 @@ class MetalOps : public Ops {
   struct Room {
     Buffer buffer;
     Mapping mapping;
-    std::byte* reserve(Device& device, size_t n_bytes);
   };
+  // The host writes one pass's inputs while the pass before it may still read its own, and its token.
+  struct Slot {
+    Room inputs, likeliest;
+  };
+
+  std::byte* reserve(Room& room, size_t n_bytes);
 
   // What a product with a float result reads.
   struct FloatInput {
@@ -102,6 +117,10 @@ class MetalOps : public Ops {
   const void* normed(const NormWeights& norm, const float* x, const int32_t* rows, int n_tokens);
   void linear_float(const Linear& linear, const FloatInput& in, int n_tokens, float scale, float softcap,
                     float* out);
+  void find_likeliest(const float* logits, int vocab_size);
+  Slot& slot() { return slots_[last_pass_ % 2]; }  // of the pass being encoded
+  void commit();
+  void settle();  // until no pass is in flight
   void show(const KvCache& cache, int n_tokens);
   MatvecArgs matvec_args(const NormWeights& norm, const Linear& linear, int n_tokens) const;
   MatmulArgs matmul_args(const Linear& linear, int n_tokens) const;
@@ -110,12 +129,16 @@ class MetalOps : public Ops {
   const DType dtype_;
   Device& device_;
 
-  Pipeline embed_, norm_, norm_float_, norm_self_, norm_residual_, rope_store_;
+  Pipeline argmax_parts_, argmax_, embed_, norm_, norm_float_, norm_self_, norm_residual_, rope_store_;
   Pipeline attention_decode_, attention_merge_, attention_prefill_;
   std::map<Storage, Products> products_;
 
   Places places_;
-  Room activations_, inputs_, logits_;
+  Room activations_, logits_;
+  Slot slots_[2];
+  uint64_t last_pass_ = 0;
+  const int32_t* next_token_ = nullptr;  // on the device, of the pass being encoded; null: the batch has it
+  Likeliest likeliest_;                  // of the pass encoded last
   float* whole_ = nullptr;               // [n_tokens, dim]: what a norm comes after, or has made in float
   void* normed_ = nullptr;               // [n_tokens, dim] T
   float* partial_ = nullptr;             // of attention

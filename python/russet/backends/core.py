@@ -28,6 +28,10 @@ class CoreBackend(ABC):
     def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
         """One pass over a ragged batch; logits of every token that wants them."""
 
+    def append_greedy(self, cache: _core.KvCache, token: int) -> int:
+        """Append a token; the likeliest one after it."""
+        return _core.Sampler().sample(self.run([(cache, [token], 0, False)]))
+
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
         """One ragged batch; see Backend.forward."""
         core_parts: list[Part] = []
@@ -52,6 +56,9 @@ class CoreSession:
 
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
+
+    def append_greedy(self, token: int) -> int:
+        return self.backend.append_greedy(self.cache, token)
 
     def rewind(self, n_tokens: int) -> None:
         self.cache.truncate(n_tokens)

@@ -15,7 +15,7 @@ import numpy as np
 from russet import _core, metal_source
 from russet.backends.core import CoreBackend, CoreSession, Part, core_config
 from russet.config import Config
-from russet.errors import BackendError, UsageError
+from russet.errors import BackendError, NumericalError, UsageError
 from russet.memory import gb
 from russet.quantization import QuantizedTensor
 from russet.safetensors import mapping_of, release_pages
@@ -70,6 +70,14 @@ class MetalBackend(CoreBackend):
 
     def run(self, parts: list[Part]) -> _Array:
         return self._metal.forward(parts)
+
+    def append_greedy(self, cache: _core.KvCache, token: int) -> int:
+        """While the host looks at this token, the device computes the next one."""
+        assert isinstance(cache, _core.MetalCache)
+        likeliest = self._metal.append_greedy(cache, token)
+        if likeliest < 0:
+            raise NumericalError("the model computed logits that are not a number")
+        return likeliest
 
 
 def dtype_of(weights: Weights) -> str:
