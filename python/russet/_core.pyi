@@ -138,7 +138,10 @@ class MetalDevice:
     @staticmethod
     def apple(sources: Sequence[str]) -> MetalDevice: ...
     @staticmethod
-    def simulated(libraries: Sequence[str], schedule: int = 0) -> MetalDevice: ...
+    def simulated(libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0) -> MetalDevice:
+        """`fault`: "swap", "shrink" or "barrier", made on purpose at that dispatch or barrier; see device_sim.h."""
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
 
 class Metal:
     def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
@@ -146,6 +149,15 @@ class Metal:
     def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
     def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
         """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""
+
+class MetalProduct:
+    """One matrix on a device, to be multiplied by."""
+
+    def __init__(
+        self, device: MetalDevice, w: _Matrix | AffineMatrix, dtype: str, memory: Sequence[_Array]
+    ) -> None: ...
+    def run(self, x: _Array, n_times: int = 1) -> tuple[_Array, float]:
+        """x [n_tokens, n_cols] f32 -> y [n_tokens, n_rows] f32, and the seconds one of n_times products took."""
 
 class MetalCache(KvCache):
     def __init__(self, metal: Metal, n_ctx: int) -> None: ...

@@ -65,8 +65,4 @@ class Device {
 // text that does not compile, with the compiler's words. Elsewhere than on a Mac it always throws.
 std::unique_ptr<Device> apple_device(const std::vector<std::string>& sources);
 
-// The simulator, with the kernels of these libraries, as python/russet/metal_sim compiles them. `schedule`
-// says in which order what may run at the same time does: 0 as dispatched, 1 in reverse, above that a seed.
-std::unique_ptr<Device> simulated_device(const std::vector<std::string>& libraries, uint32_t schedule);
-
 }  // namespace russet::metal

@@ -1,7 +1,5 @@
-// The simulator as a device. What may run at the same time on a GPU it runs in the order `schedule` asks for:
-// the dispatches between two barriers forwards, backwards or shuffled, and, but for schedule 0, a pass only
-// when it is waited for. So a barrier that is missing, and host memory that is changed too early, show as
-// wrong results under one of them.
+#include "backends/metal/device_sim.h"
+
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,7 +9,6 @@
 #include <random>
 #include <utility>
 
-#include "backends/metal/device.h"
 #include "core/check.h"
 #include "metal_sim/cxx/runtime.h"
 
@@ -60,10 +57,10 @@ struct Recorded {
 // Dispatches that no barrier parts.
 using Stage = std::vector<Recorded>;
 
-class SimulatedDevice : public Device {
+class Simulated : public SimulatedDevice {
  public:
-  SimulatedDevice(const std::vector<std::string>& paths, uint32_t schedule)
-      : schedule_(schedule), random_(schedule) {
+  Simulated(const std::vector<std::string>& paths, uint32_t schedule, Fault fault)
+      : schedule_(schedule), fault_(fault), random_(schedule) {
     for (const std::string& path : paths) {
       const Library& library = *libraries_.emplace_back(std::make_unique<Library>(path));
       for (uint32_t i = 0; i < library.n_kernels; ++i)
@@ -73,7 +70,7 @@ class SimulatedDevice : public Device {
     nothing_ = mmap(nullptr, page_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(nothing_ != MAP_FAILED, ErrorKind::memory, "metal-sim: no memory");
   }
-  ~SimulatedDevice() override { munmap(nothing_, page_bytes_); }
+  ~Simulated() override { munmap(nothing_, page_bytes_); }
 
   DeviceInfo info() const override { return {"simulated by the CPU", true, 0, SIZE_MAX}; }
 
@@ -98,9 +95,13 @@ class SimulatedDevice : public Device {
                       d.groups,
                       d.threads};
     for (const void* pointer : d.pointers) recorded.buffers.push_back(binding(pointer, *recorded.kernel));
+    if (fault_.at == n_dispatches_++) plant(recorded);
     pass_.back().push_back(std::move(recorded));
   }
-  void barrier() override { pass_.emplace_back(); }
+  void barrier() override {
+    if (fault_.kind == Fault::Kind::barrier && fault_.at == n_barriers_++) return;
+    pass_.emplace_back();
+  }
 
   uint64_t commit() override {
     waiting_.push_back(std::exchange(pass_, std::vector<Stage>(1)));
@@ -113,7 +114,19 @@ class SimulatedDevice : public Device {
     if (!failure_.empty()) fail(ErrorKind::device, std::exchange(failure_, {}));
   }
 
+  const std::map<std::string, Traffic>& traffic() const override { return traffic_; }
+
  private:
+  void plant(Recorded& r) const {
+    if (fault_.kind == Fault::Kind::swap && r.buffers.size() > 2) std::swap(r.buffers[1], r.buffers[2]);
+    if (fault_.kind == Fault::Kind::shrink) {
+      unsigned* sizes[] = {&r.groups.x, &r.groups.y, &r.groups.z};
+      for (unsigned* size : sizes)
+        if (*size > 1) return void(--*size);
+      r.groups = {0, 0, 0};  // the only one
+    }
+  }
+
   MetalSimBufferBinding binding(const void* pointer, const Kernel& kernel) const {
     if (!pointer) return {nothing_, 0};
     const auto* at = static_cast<const std::byte*>(pointer);
@@ -135,6 +148,7 @@ class SimulatedDevice : public Device {
     if (schedule_ == 1) std::reverse(stage.begin(), stage.end());
     if (schedule_ > 1) std::shuffle(stage.begin(), stage.end(), random_);
     for (Recorded& r : stage) {
+      if (r.groups.x == 0) continue;  // a planted fault
       r.buffers[0] = {r.args.data(), r.args.size()};
       MetalSimError error{};
       MetalSimReport report{};
@@ -154,10 +168,25 @@ class SimulatedDevice : public Device {
         if (error.file) failure_ += std::string(" (") + error.file + ":" + std::to_string(error.line) + ")";
         return;
       }
+      count(launch.kernel, report);
+    }
+  }
+
+  void count(const char* kernel, const MetalSimReport& report) {
+    Traffic& total = traffic_[kernel];
+    ++total.n_dispatches;
+    for (const MetalSimTraffic& t : report.traffic) {
+      total.read += t.read_moved;
+      total.read_distinct += t.read_touched;
+      total.written += t.written_moved;
+      total.written_distinct += t.written_touched;
     }
   }
 
   const uint32_t schedule_;
+  const Fault fault_;
+  uint64_t n_dispatches_ = 0, n_barriers_ = 0;
+  std::map<std::string, Traffic> traffic_;
   std::mt19937 random_;
   size_t page_bytes_;
   void* nothing_;  // a page nobody may touch, in place of absent buffers
@@ -172,8 +201,9 @@ class SimulatedDevice : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> simulated_device(const std::vector<std::string>& libraries, uint32_t schedule) {
-  return std::make_unique<SimulatedDevice>(libraries, schedule);
+std::unique_ptr<SimulatedDevice> simulated_device(const std::vector<std::string>& libraries,
+                                                  uint32_t schedule, Fault fault) {
+  return std::make_unique<Simulated>(libraries, schedule, fault);
 }
 
 }  // namespace russet::metal

@@ -58,6 +58,10 @@ std::byte* MetalOps::reserve(Room& room, size_t n_bytes) {
 void MetalOps::commit() {
   last_pass_ = device_.commit();
 }
+void MetalOps::finish() {
+  commit();
+  settle();
+}
 void MetalOps::settle() {
   if (last_pass_) device_.wait(last_pass_);
 }
@@ -439,8 +443,7 @@ void MetalOps::norm_logits(const Batch& batch, const NormWeights& norm, const Li
                                 : FloatInput{.data = normed(norm, x, rows, n)};
     linear_float(head, in, n, config_.logits_scale, config_.logits_softcap, out);
     if (!logits) return find_likeliest(out, head.n_outputs());
-    commit();
-    settle();
+    finish();
     std::memcpy(logits + size_t(begin) * vocab_size, out, size_t(n) * vocab_size * sizeof(float));
   }
 }

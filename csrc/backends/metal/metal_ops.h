@@ -73,6 +73,9 @@ class MetalOps : public Ops {
   Likeliest forward_likeliest(const Weights& weights, const Batch& batch, const int32_t* token);
   int32_t wait(const Likeliest& likeliest);
 
+  // Sends off what was encoded, and waits for it: for operations that run by themselves.
+  void finish();
+
   DType dtype() const { return dtype_; }
   void forget(const KvCache& cache);  // before its memory goes
 

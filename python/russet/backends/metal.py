@@ -80,6 +80,22 @@ class MetalBackend(CoreBackend):
         return likeliest
 
 
+class MetalProduct:
+    """One matrix on a Metal device, to multiply by: how the devices of a machine are compared.
+
+    dtype: of x and y on the device
+    """
+
+    def __init__(self, device: _core.MetalDevice, weight: Weight, *, dtype: str = "float32") -> None:
+        memory = _DeviceMemory([weight])
+        in_core = memory.shown(weight)
+        self._product = _core.MetalProduct(device, in_core, DTYPES[dtype], memory.pages(device))
+
+    def run(self, x: _Array, n_times: int = 1) -> tuple[_Array, float]:
+        """x [n_tokens, n_cols] -> y [n_tokens, n_rows] float32, and the seconds that one of n_times products took."""
+        return self._product.run(x, n_times)
+
+
 def dtype_of(weights: Weights) -> str:
     """The type that the checkpoint keeps its embedding in, or the embedding's scales."""
     embed = weights["embed.w"]
