@@ -1,8 +1,9 @@
 // embed: x[t] = table[tokens[t]] * scale + positions[pos[t]]
 //   table [vocab_size, dim] W    positions [n_positions, dim] P, may be absent    x [n_tokens, dim] float
-//   grid: (ceil(dim / kEmbedThreads), n_tokens) threadgroups of kEmbedThreads; a thread an element
-// Bound by the launch: a token reads one row of the table (1,088 bytes for 1,024 columns of int8, groups of 64) and
-// writes 4 * dim bytes.
+//   grid: (ceil(dim / kEmbedThreads), n_tokens) threadgroups of kEmbedThreads; an element a thread
+//
+// Bound by the launch: of a token it reads a row, 1,088 bytes for 1,024 columns of int8 in groups of 64 with f16
+// scales, and writes 4 dim bytes.
 #include "args.h"
 #include "common/weights.h"
 
@@ -27,14 +28,15 @@ template <typename W, typename P>
   x[ulong(token) * args.dim + col] = sum;
 }
 
-#define INSTANTIATE(W, P, p) template [[host_name("embed_" #W "_" #p)]] [[kernel]] decltype(embed<w_##W, P>) embed<w_##W, P>;
-#define FOR_EACH_P(W) INSTANTIATE(W, float, f32) INSTANTIATE(W, half, f16) INSTANTIATE(W, bfloat, bf16)
-FOR_EACH_P(f32)
-FOR_EACH_P(f16)
-FOR_EACH_P(bf16)
-FOR_EACH_P(int8_f32)
-FOR_EACH_P(int8_f16)
-FOR_EACH_P(int8_bf16)
-FOR_EACH_P(int4_f32)
-FOR_EACH_P(int4_f16)
-FOR_EACH_P(int4_bf16)
+#define INSTANTIATE(W, P, p) \
+  template [[host_name("embed_" #W "_" #p)]] [[kernel]] decltype(embed<w_##W, P>) embed<w_##W, P>;
+#define EMBED(W) INSTANTIATE(W, float, f32) INSTANTIATE(W, half, f16) INSTANTIATE(W, bfloat, bf16)
+EMBED(f32)
+EMBED(f16)
+EMBED(bf16)
+EMBED(int8_f32)
+EMBED(int8_f16)
+EMBED(int8_bf16)
+EMBED(int4_f32)
+EMBED(int4_f16)
+EMBED(int4_bf16)

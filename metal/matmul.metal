@@ -3,15 +3,17 @@
 //   grid: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
 //
 // A threadgroup makes a tile of kMatmulRows rows by kMatmulTokens tokens. Step by step, its threads bring kStep
-// columns of both into threadgroup memory, W dequantised, and load those of the next step while its SIMD-groups
-// multiply 8 x 8 matrices: each of the four a quarter of the tile, 16 tokens by 32 rows in 8 accumulators.
+// columns of both to threadgroup memory, W dequantised, and load those of the next step while its SIMD-groups
+// multiply matrices of 8 x 8: each a quarter of the tile, 16 tokens by 32 rows in 8 accumulators.
 //
-// Elements in threadgroup memory are half where T is, else float: bf16 keeps 8 bits, too few for a dequantised
-// weight, and needs no matrices of bfloat this way. Accumulators are float always.
+// Elements in threadgroup memory are half where T is, else float, and so are the factors of the multiplication.
+// bfloat would leave a dequantised weight 8 bits, and not every GPU multiplies it natively; as float it is exact.
+// Accumulators are float always.
 //
-// Bound by arithmetic, 2 n_tokens n_rows n_cols flops: of the tile, a step reads 64 x 32 weights and 32 x 32
-// elements of n (2,176 + 2,048 bytes of int8 and f16) for 131,072 flops, 31 a byte; 6 matrices are loaded from
-// threadgroup memory for 8 multiplied.
+// Bound by arithmetic, 2 n_tokens n_rows n_cols flops. A step of 131,072 flops reads 64 x 32 weights and 32 x 32
+// elements of n, 2,176 + 2,048 bytes of int8 (groups of 64, f16 scales) and f16, most from caches: 31 flops a
+// byte, where an M1 does 38 for each byte of its memory. From threadgroup memory 6 matrices are loaded for 8
+// products.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
@@ -22,6 +24,7 @@ enum : uint {
   kThreads = uint(kSimd) * uint(kMatmulSimds),
   kStep = 32,           // columns, of one group
   kStride = kStep + 8,  // of a row in threadgroup memory: eight rows fall into different banks
+  kTileSums = uint(kMatmulTokens) * uint(kMatmulRows),
   kSumStride = uint(kMatmulRows) + 8,
   kThreadsPerRow = kThreads / uint(kMatmulRows),
   kThreadsPerToken = kThreads / uint(kMatmulTokens),
@@ -45,6 +48,19 @@ struct Tile {
   };
 };
 
+// One of the tile's sums.
+struct Place {
+  uint at;  // in threadgroup memory
+  uint row, token;
+  bool is_within;
+
+  Place(constant MatmulArgs& args, uint2 group, uint i, uint n_tile_rows = kMatmulRows)
+      : at(i / kMatmulRows * kSumStride + i % kMatmulRows),
+        row(group.x * n_tile_rows + i % kMatmulRows),
+        token(group.y * kMatmulTokens + i / kMatmulRows),
+        is_within(i % kMatmulRows < n_tile_rows && row < args.n_rows && token < args.n_tokens) {}
+};
+
 // What one thread brings of each step.
 template <typename T, typename W>
 struct Share {
@@ -53,7 +69,7 @@ struct Share {
   uint n_cols;
   uint w_col, n_col;  // where its share of a step begins
   typename W::Piece pieces[kRowShare / W::kColumns];
-  float4 quads[kTokenShare / 4];
+  vec<T, 4> quads[kTokenShare / 4];
 
   Share(W w, device const T* n, uint n_cols, uint thread_id)
       : w(w), n(n), n_cols(n_cols), w_col(thread_id % kThreadsPerRow * kRowShare),
@@ -115,8 +131,9 @@ void multiply(threadgroup float* memory, Share<T, W> share, uint thread_id, uint
 
 // The tile of one matrix. Rows and tokens past the last are read as the last, and not written.
 template <typename T, typename W>
-void multiply_one(threadgroup float* memory, constant MatmulArgs& args, W w, device const T* n, uint2 group,
-                  uint thread_id, uint simd) {
+void multiply_one(
+    threadgroup float* memory, constant MatmulArgs& args, W w, device const T* n, uint2 group, uint thread_id,
+    uint simd) {
   const uint row = min(group.x * kMatmulRows + thread_id / kThreadsPerRow, args.n_rows - 1);
   const uint token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
   const Share<T, W> share(w.from_row(row), n + ulong(token) * args.n_cols, args.n_cols, thread_id);
@@ -135,13 +152,14 @@ template <typename T, typename W>
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
-  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
-  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
-    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
-    if (token >= args.n_tokens || row >= args.n_rows) continue;
-    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
-    if (args.has_linear_bias[0]) sum += linear_bias[row];
-    y[ulong(token) * args.n_rows + row] = T(sum);
+  const W w(codes, scales, biases, args.n_cols, args.group_size);
+  multiply_one(memory, args, w, n, group, thread_id, simd);
+  for (uint i = thread_id; i < kTileSums; i += kThreads) {
+    const Place place(args, group, i);
+    if (!place.is_within) continue;
+    float sum = memory[place.at];
+    if (args.has_linear_bias[0]) sum += linear_bias[place.row];
+    y[ulong(place.token) * args.n_rows + place.row] = T(sum);
   }
 }
 
@@ -158,13 +176,14 @@ template <typename T, typename W>
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
-  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
-  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
-    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
-    if (token >= args.n_tokens || row >= args.n_rows) continue;
-    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
-    if (args.has_linear_bias[0]) sum += linear_bias[row];
-    x[ulong(token) * args.n_rows + row] += args.scale * sum;
+  const W w(codes, scales, biases, args.n_cols, args.group_size);
+  multiply_one(memory, args, w, n, group, thread_id, simd);
+  for (uint i = thread_id; i < kTileSums; i += kThreads) {
+    const Place place(args, group, i);
+    if (!place.is_within) continue;
+    float sum = memory[place.at];
+    if (args.has_linear_bias[0]) sum += linear_bias[place.row];
+    x[ulong(place.token) * args.n_rows + place.row] += args.scale * sum;
   }
 }
 
@@ -181,14 +200,16 @@ template <typename T, typename W>
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
   threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
-  multiply_one(memory, args, W(codes, scales, biases, args.n_cols, args.group_size), n, group, thread_id, simd);
-  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
-    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = group.x * kMatmulRows + i % kMatmulRows;
-    if (token >= args.n_tokens || row >= args.n_rows) continue;
-    float sum = memory[i / kMatmulRows * kSumStride + i % kMatmulRows];
-    if (args.has_linear_bias[0]) sum += linear_bias[row];
+  const W w(codes, scales, biases, args.n_cols, args.group_size);
+  multiply_one(memory, args, w, n, group, thread_id, simd);
+  for (uint i = thread_id; i < kTileSums; i += kThreads) {
+    const Place place(args, group, i);
+    if (!place.is_within) continue;
+    float sum = memory[place.at];
+    if (args.has_linear_bias[0]) sum += linear_bias[place.row];
     sum *= args.scale;
-    y[ulong(token) * args.n_rows + row] = args.softcap > 0 ? args.softcap * tanh(sum / args.softcap) : sum;
+    if (args.softcap > 0) sum = args.softcap * tanh(sum / args.softcap);
+    y[ulong(place.token) * args.n_rows + place.row] = sum;
   }
 }
 
@@ -220,28 +241,32 @@ template <typename T, typename W>
   const Share<T, W> share(w.from_row(my_row), n + ulong(my_token) * args.n_cols, args.n_cols, thread_id);
   multiply<typename StagedAs<T>::type>(memory, share, thread_id, simd);
 
-  for (uint i = thread_id; i < kMatmulTokens * kMatmulRows; i += kThreads) {
-    const uint token = group.y * kMatmulTokens + i / kMatmulRows, row = first_row + i % kMatmulRows;
-    if (i % kMatmulRows >= n_tile_rows || token >= args.n_tokens || row >= args.n_rows) continue;
-    threadgroup const float* sums = memory + i / kMatmulRows * kSumStride + i % kMatmulRows;
-    float gate = sums[0], up = 1;
-    if (args.has_linear_bias[0]) gate += gate_linear_bias[row];
-    if (args.has_up) up = sums[n_tile_rows];
-    if (args.has_up && args.has_linear_bias[1]) up += up_linear_bias[row];
-    h[ulong(token) * args.n_rows + row] = T(activate(args.activation, gate) * up);
+  for (uint i = thread_id; i < kTileSums; i += kThreads) {
+    const Place place(args, group, i, n_tile_rows);
+    if (!place.is_within) continue;
+    float gate = memory[place.at], up = 1;
+    if (args.has_linear_bias[0]) gate += gate_linear_bias[place.row];
+    if (args.has_up) up = memory[place.at + n_tile_rows];
+    if (args.has_up && args.has_linear_bias[1]) up += up_linear_bias[place.row];
+    h[ulong(place.token) * args.n_rows + place.row] = T(activate(args.activation, gate) * up);
   }
 }
 
-#define INSTANTIATE(op, T, t, W) template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
-#define FOR_EACH_T(op, W) INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
-#define FOR_EACH_OP(W) \
-  FOR_EACH_T(matmul, W) FOR_EACH_T(matmul_residual, W) FOR_EACH_T(matmul_gate, W) FOR_EACH_T(matmul_float, W)
-FOR_EACH_OP(f32)
-FOR_EACH_OP(f16)
-FOR_EACH_OP(bf16)
-FOR_EACH_OP(int8_f32)
-FOR_EACH_OP(int8_f16)
-FOR_EACH_OP(int8_bf16)
-FOR_EACH_OP(int4_f32)
-FOR_EACH_OP(int4_f16)
-FOR_EACH_OP(int4_bf16)
+#define INSTANTIATE(op, T, t, W) \
+  template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
+#define FOR_EACH_T(op, W) \
+  INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
+#define MATMUL(W)                \
+  FOR_EACH_T(matmul, W)          \
+  FOR_EACH_T(matmul_residual, W) \
+  FOR_EACH_T(matmul_gate, W)     \
+  FOR_EACH_T(matmul_float, W)
+MATMUL(f32)
+MATMUL(f16)
+MATMUL(bf16)
+MATMUL(int8_f32)
+MATMUL(int8_f16)
+MATMUL(int8_bf16)
+MATMUL(int4_f32)
+MATMUL(int4_f16)
+MATMUL(int4_bf16)

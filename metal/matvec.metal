@@ -1,13 +1,16 @@
 // matvec: y[t] = W n[t] + linear_bias for few tokens, n = x or rms_norm(x)
 //   W [n_rows, n_cols] (common/weights.h)    x [n_tokens, n_cols] float or T    sums in float
-//   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices); threads: (kSimd, kMatvecSimds)
+//   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices)
+//   threads: (kSimd, kMatvecSimds)
 //
-// A SIMD-group takes kRows rows of up to kMatvecTokens tokens. Its lanes take a piece each of every row in turn,
-// and all rows share what is loaded of x, and its sum. The norm is folded in: with n = x * norm_w / rms,
-// W n = W (x * norm_w) / rms, and the sum of squares that rms needs is taken along the way.
+// A SIMD-group takes kRows rows of up to kMatvecTokens tokens; its lanes take pieces of these rows in turn. What is
+// loaded of x, and its sum, serves all rows, and what is loaded of W all tokens. The norm is folded in: with
+// n = x * norm_w / rms, W n = W (x * norm_w) / rms, and the squares that rms needs are summed along the way.
 //
-// Bound by the bytes of W, read once: per weight 2 of f16, 1.0625 of int8, 0.5625 of int4 (groups of 64 with f16
-// scales and biases). Reads of x (4 bytes per kRows weights of a column) stay within the GPU's caches.
+// Bound by the bytes of W, each read once for kMatvecTokens tokens: a weight is 2 of f16, 1.0625 of int8, 0.5625 of
+// int4 (groups of 64, f16 scales and biases). A code costs three operations (extract, convert, multiply-add): at the
+// 68 GB/s of an M1 int4 takes 0.36 T of them a second, of the 1.3 T that its GPU can do. For each 4 weights of a
+// column 4 bytes of x are read, 8 with a norm; they come from caches, as all SIMD-groups read the same x.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
@@ -27,28 +30,40 @@ struct Input {
   float eps;
 
   Input(constant MatvecArgs& args, device const X* x, device const float* norm_w, device const int* rows)
-      : x(x), norm_w(norm_w), rows(rows), n_tokens(args.n_tokens), n_cols(args.n_cols), has_norm(args.has_norm),
-        has_rows(args.has_rows), eps(args.eps) {}
+      : x(x),
+        norm_w(norm_w),
+        rows(rows),
+        n_tokens(args.n_tokens),
+        n_cols(args.n_cols),
+        has_norm(args.has_norm),
+        has_rows(args.has_rows),
+        eps(args.eps) {}
 
-  device const X* of_token(uint token) const { return x + ulong(has_rows ? uint(rows[token]) : token) * n_cols; }
+  device const X* of_token(uint token) const {
+    return x + ulong(has_rows ? uint(rows[token]) : token) * n_cols;
+  }
 };
 
-// Which sum of its SIMD-group a lane holds in the end.
+// Which of its SIMD-group's sums a lane writes.
 struct Place {
   uint first_row, first_token;  // of the SIMD-group
   uint row, token;              // of this lane
   uint lane;
 
   Place(uint3 group, uint simd, uint lane)
-      : first_row((group.x * kMatvecSimds + simd) * kRows), first_token(group.y * kMatvecTokens),
-        row(first_row + lane % kRows), token(first_token + lane / kRows), lane(lane) {}
+      : first_row((group.x * kMatvecSimds + simd) * kRows),
+        first_token(group.y * kMatvecTokens),
+        row(first_row + lane % kRows),
+        token(first_token + lane / kRows),
+        lane(lane) {}
 
   bool is_within(uint n_rows, uint n_tokens) const {
     return lane < kRows * kMatvecTokens && row < n_rows && token < n_tokens;
   }
 };
 
-// The product of N tokens at this lane's place. Rows and tokens past the last are read as the last.
+// W n for N tokens, of which each lane gets the sum of its place. Rows and tokens past the last are read as the
+// last.
 template <uint N, typename W, typename X>
 float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
   const W w = matrix.from_row(place.first_row);
@@ -61,28 +76,25 @@ float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
     typename W::Piece pieces[kRows];
     for (uint r = 0; r < kRows; ++r) pieces[r] = w.load(min(r, last_row), col);
 
-    float4 n[N][W::kQuads];
-    float sum_n[N] = {};
+    float sum_qn[kRows][N] = {}, sum_n[N] = {};
     for (uint i = 0; i < W::kQuads; ++i) {
       const uint at = col + 4 * i;
       const int left = W::kRagged ? int(in.n_cols) - int(at) : 4;
       const float4 norm_w = in.has_norm ? load4(in.norm_w + at, left) : float4(1);
+      float4 n[N];
       for (uint t = 0; t < N; ++t) {
-        const float4 quad = load4(x[t] + at, left);
-        squares[t] += dot(quad, quad);
-        n[t][i] = quad * norm_w;
-        sum_n[t] += n[t][i].x + n[t][i].y + n[t][i].z + n[t][i].w;
+        n[t] = float4(load4(x[t] + at, left));
+        squares[t] += dot(n[t], n[t]);
+        n[t] *= norm_w;
+        sum_n[t] += dot(n[t], float4(1));
       }
-    }
-
-    for (uint r = 0; r < kRows; ++r) {
-      float sum_qn[N] = {};
-      for (uint i = 0; i < W::kQuads; ++i) {
+      for (uint r = 0; r < kRows; ++r) {
         const float4 q = pieces[r].quad(i);
-        for (uint t = 0; t < N; ++t) sum_qn[t] += dot(q, n[t][i]);
+        for (uint t = 0; t < N; ++t) sum_qn[r][t] += dot(q, n[t]);
       }
-      for (uint t = 0; t < N; ++t) sums[r][t] += pieces[r].total(sum_qn[t], sum_n[t]);
     }
+    for (uint r = 0; r < kRows; ++r)
+      for (uint t = 0; t < N; ++t) sums[r][t] += pieces[r].total(sum_qn[r][t], sum_n[t]);
   }
 
   float mine = 0;
@@ -96,11 +108,16 @@ float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
   return mine;
 }
 
-// A token alone keeps the registers and the arithmetic of one.
+// A token alone, as in decode, costs no more than the arithmetic of one.
 template <typename W, typename X>
 float product(W matrix, uint n_rows, Input<X> in, Place place) {
   return in.n_tokens - place.first_token == 1 ? product_of<1>(matrix, n_rows, in, place)
                                               : product_of<kMatvecTokens>(matrix, n_rows, in, place);
+}
+
+template <typename P>
+P pick(uint i, P first, P second, P third) {
+  return i == 0 ? first : i == 1 ? second : third;
 }
 
 template <typename T, typename W>
@@ -125,20 +142,15 @@ template <typename T, typename W>
     device T* y2                             [[buffer(17)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
-  const uint which = group.z, n_rows = args.n_rows[which];
-  device const typename W::Codes* codes = which == 0 ? codes0 : which == 1 ? codes1 : codes2;
-  device const typename W::Scale* scales = which == 0 ? scales0 : which == 1 ? scales1 : scales2;
-  device const typename W::Scale* biases = which == 0 ? biases0 : which == 1 ? biases1 : biases2;
-  device const float* linear_bias = which == 0 ? linear_bias0 : which == 1 ? linear_bias1 : linear_bias2;
-  device T* y = which == 0 ? y0 : which == 1 ? y1 : y2;
-
   const Place place(group, simd, lane);
+  const uint i = group.z, n_rows = args.n_rows[i];
   if (place.first_row >= n_rows) return;
-  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
-                      Input<float>(args, x, norm_w, nullptr), place);
+  const W w(pick(i, codes0, codes1, codes2), pick(i, scales0, scales1, scales2), pick(i, biases0, biases1, biases2),
+            args.n_cols, args.group_size);
+  float sum = product(w, n_rows, Input<float>(args, x, norm_w, nullptr), place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
-  if (args.has_linear_bias[which]) sum += linear_bias[place.row];
-  y[ulong(place.token) * n_rows + place.row] = T(sum);
+  if (args.has_linear_bias[i]) sum += pick(i, linear_bias0, linear_bias1, linear_bias2)[place.row];
+  pick(i, y0, y1, y2)[ulong(place.token) * n_rows + place.row] = T(sum);
 }
 
 // x[t] += scale * (W y[t] + linear_bias)
@@ -156,8 +168,8 @@ template <typename T, typename W>
   const Place place(group, simd, lane);
   const uint n_rows = args.n_rows[0];
   if (place.first_row >= n_rows) return;
-  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
-                      Input<T>(args, y, nullptr, nullptr), place);
+  const W w(codes, scales, biases, args.n_cols, args.group_size);
+  float sum = product(w, n_rows, Input<T>(args, y, nullptr, nullptr), place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
   if (args.has_linear_bias[0]) sum += linear_bias[place.row];
   x[ulong(place.token) * n_rows + place.row] += args.scale * sum;
@@ -184,9 +196,10 @@ template <typename T, typename W>
   const uint n_rows = args.n_rows[0];
   if (place.first_row >= n_rows) return;
   const Input<float> in(args, x, norm_w, nullptr);
-  float gate = product(W(gate_codes, gate_scales, gate_biases, args.n_cols, args.group_size), n_rows, in, place);
-  float up = 1;
-  if (args.has_up) up = product(W(up_codes, up_scales, up_biases, args.n_cols, args.group_size), n_rows, in, place);
+  const W gate_w(gate_codes, gate_scales, gate_biases, args.n_cols, args.group_size);
+  const W up_w(up_codes, up_scales, up_biases, args.n_cols, args.group_size);
+  float gate = product(gate_w, n_rows, in, place), up = 1;
+  if (args.has_up) up = product(up_w, n_rows, in, place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
   if (args.has_linear_bias[0]) gate += gate_linear_bias[place.row];
   if (args.has_up && args.has_linear_bias[1]) up += up_linear_bias[place.row];
@@ -210,24 +223,30 @@ template <typename X, typename W>
   const Place place(group, simd, lane);
   const uint n_rows = args.n_rows[0];
   if (place.first_row >= n_rows) return;
-  float sum = product(W(codes, scales, biases, args.n_cols, args.group_size), n_rows,
-                      Input<X>(args, x, norm_w, rows), place);
+  const W w(codes, scales, biases, args.n_cols, args.group_size);
+  float sum = product(w, n_rows, Input<X>(args, x, norm_w, rows), place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
   if (args.has_linear_bias[0]) sum += linear_bias[place.row];
   sum *= args.scale;
-  y[ulong(place.token) * n_rows + place.row] = args.softcap > 0 ? args.softcap * tanh(sum / args.softcap) : sum;
+  if (args.softcap > 0) sum = args.softcap * tanh(sum / args.softcap);
+  y[ulong(place.token) * n_rows + place.row] = sum;
 }
 
-#define INSTANTIATE(op, T, t, W) template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
-#define FOR_EACH_T(op, W) INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
-#define FOR_EACH_OP(W) \
-  FOR_EACH_T(matvec, W) FOR_EACH_T(matvec_residual, W) FOR_EACH_T(matvec_gate, W) FOR_EACH_T(matvec_float, W)
-FOR_EACH_OP(f32)
-FOR_EACH_OP(f16)
-FOR_EACH_OP(bf16)
-FOR_EACH_OP(int8_f32)
-FOR_EACH_OP(int8_f16)
-FOR_EACH_OP(int8_bf16)
-FOR_EACH_OP(int4_f32)
-FOR_EACH_OP(int4_f16)
-FOR_EACH_OP(int4_bf16)
+#define INSTANTIATE(op, T, t, W) \
+  template [[host_name(#op "_" #t "_" #W)]] [[kernel]] decltype(op<T, w_##W>) op<T, w_##W>;
+#define FOR_EACH_T(op, W) \
+  INSTANTIATE(op, float, f32, W) INSTANTIATE(op, half, f16, W) INSTANTIATE(op, bfloat, bf16, W)
+#define MATVEC(W)                \
+  FOR_EACH_T(matvec, W)          \
+  FOR_EACH_T(matvec_residual, W) \
+  FOR_EACH_T(matvec_gate, W)     \
+  FOR_EACH_T(matvec_float, W)
+MATVEC(f32)
+MATVEC(f16)
+MATVEC(bf16)
+MATVEC(int8_f32)
+MATVEC(int8_f16)
+MATVEC(int8_bf16)
+MATVEC(int4_f32)
+MATVEC(int4_f16)
+MATVEC(int4_bf16)

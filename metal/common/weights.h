@@ -1,30 +1,25 @@
-// A matrix W [n_rows, n_cols] in the ways args.h lets it be stored, read in pieces: kColumns adjacent columns of a
-// row, which a thread loads at once and uses four by four, as quads.
+// A matrix W [n_rows, n_cols], stored in any of the ways of args.h, read in pieces: kColumns adjacent columns of
+// a row, which a thread loads at once and uses four by four, as quads.
 //
 //   Floats<S>        8 columns; a piece may reach over the end of its row, and is zero there
-//   Affine<bits, S>  8 bytes of codes: 8 columns of int8, 16 of int4. n_cols % group_size = 0 and
-//                    group_size >= 32, so that a piece has one scale and one bias, and ends in its row
+//   Affine<bits, S>  8 bytes of codes: 8 columns of int8, 16 of int4. Needs n_cols % group_size = 0 and
+//                    group_size >= 32: a piece then ends in its row, and has one scale and one bias
 //
-//   w[r, c] = scale * q[r, c] + bias, hence sum w x = scale * sum q x + bias * sum x: total()
+//   w[r, c] = scale * q[r, c] + bias, hence sum w x = scale * sum q x + bias * sum x, which total() is
 #pragma once
 #include "args.h"
 
-template <typename S> struct Packed4 {};
-template <> struct Packed4<float> { using type = packed_float4; };
-template <> struct Packed4<half> { using type = packed_half4; };
-template <> struct Packed4<bfloat> { using type = packed_bfloat4; };
-
 // Four elements, with no more alignment than one has.
 template <typename S>
-float4 load4(device const S* p) {
-  return float4(vec<S, 4>(*(device const typename Packed4<S>::type*)p));
+vec<S, 4> load4(device const S* p) {
+  return *(device const packed_vec<S, 4>*)p;
 }
 
 // The first n of four elements, then zeros.
 template <typename S>
-float4 load4(device const S* p, int n) {
+vec<S, 4> load4(device const S* p, int n) {
   if (n >= 4) return load4(p);
-  return float4(n > 0 ? float(p[0]) : 0, n > 1 ? float(p[1]) : 0, n > 2 ? float(p[2]) : 0, 0);
+  return vec<S, 4>(n > 0 ? p[0] : S(0), n > 1 ? p[1] : S(0), n > 2 ? p[2] : S(0), S(0));
 }
 
 template <typename S>
@@ -34,9 +29,9 @@ struct Floats {
   enum : uint { kColumns = 8, kQuads = 2, kRagged = true };
 
   struct Piece {
-    float4 quads[kQuads];
-    float4 quad(uint i) const { return quads[i]; }
-    float4 weights(uint i) const { return quads[i]; }
+    vec<S, 4> quads[kQuads];
+    float4 quad(uint i) const { return float4(quads[i]); }
+    float4 weights(uint i) const { return float4(quads[i]); }
     float total(float sum_qx, float) const { return sum_qx; }
   };
 
@@ -46,8 +41,10 @@ struct Floats {
   Floats(device const S* codes, device const S*, device const S*, uint n_cols, uint)
       : elements(codes), n_cols(n_cols) {}
 
-  // The matrix without its first rows. Rows are counted from here on in 32 bits.
-  Floats from_row(uint row) const { return Floats(elements + ulong(row) * n_cols, nullptr, nullptr, n_cols, 0); }
+  // The matrix without its first `row` rows; from there on an element's number must fit 32 bits.
+  Floats from_row(uint row) const {
+    return Floats(elements + ulong(row) * n_cols, nullptr, nullptr, n_cols, 0);
+  }
 
   Piece load(uint row, uint col) const {
     Piece piece;
@@ -82,8 +79,13 @@ struct Affine {
   device const S *scales, *biases;
   uint n_cols, group_size, group_shift;  // group_size = 1 << group_shift
 
-  Affine(device const uint2* codes, device const S* scales, device const S* biases, uint n_cols, uint group_size)
-      : codes(codes), scales(scales), biases(biases), n_cols(n_cols), group_size(group_size),
+  Affine(device const uint2* codes, device const S* scales, device const S* biases, uint n_cols,
+         uint group_size)
+      : codes(codes),
+        scales(scales),
+        biases(biases),
+        n_cols(n_cols),
+        group_size(group_size),
         group_shift(ctz(group_size)) {}
 
   Affine from_row(uint row) const {
