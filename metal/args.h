@@ -10,11 +10,16 @@
 //   scales  [n_rows, n_cols / group_size] S, absent for floats; biases likewise
 // An absent buffer must not be touched; what is absent, the arguments say.
 #pragma once
-#if !defined(__METAL_VERSION__)
+#if defined(__METAL_VERSION__)
+#include <metal_stdlib>
+using namespace metal;
+#else
 #include <cstdint>
 #endif
 
-namespace russet::metal {
+// Spelled in two, as Metal 3.1 is C++14.
+namespace russet {
+namespace metal {
 
 enum : uint32_t { kSimd = 32 };  // threads of a SIMD-group
 
@@ -129,7 +134,7 @@ struct RopeStoreArgs {
 //   buffers: q, cache, out
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
 // D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
-// 32, above that a multiple of 4. q, cache and out: aligned to 4 of their numbers.
+// 32, above that a multiple of 8. q, cache and out: aligned to 4 of their numbers.
 // kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
 enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kMaxParts = 32 };
 enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 32 };
@@ -151,4 +156,5 @@ struct ArgmaxArgs {
   uint32_t n;
 };
 
-}  // namespace russet::metal
+}  // namespace metal
+}  // namespace russet
