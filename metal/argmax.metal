@@ -7,9 +7,8 @@
 //
 // Bound by memory: one comparison for 4 bytes. 151,936 logits are 608 KB, read once and by all cores, and 4
 // bytes go to the host in their place.
-#include <metal_stdlib>
-using namespace metal;
 #include "args.h"
+
 using namespace russet::metal;
 
 // Of two the larger is better, and of equals the first. NaN is as if +inf had come before all others.

@@ -134,7 +134,7 @@ struct RopeStoreArgs {
 //   buffers: q, cache, out
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
 // D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
-// 32, above that a multiple of 4. q, cache and out: aligned to 4 of their numbers.
+// 32, above that a multiple of 8. q, cache and out: aligned to 4 of their numbers.
 // kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
 enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kMaxParts = 32 };
 enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 32 };

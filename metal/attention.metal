@@ -3,16 +3,15 @@
 //
 //   shapes, buffers, grids: args.h; T in and out, scores, softmax and sums float
 //   D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any up to 32,
-//   above that a multiple of 4
+//   above that a multiple of 8
 //
 // All softmaxes are online (Milakov and Gimelshein, arXiv:1805.02867): what was summed under an older maximum is
 // scaled by exp(older - newer). Where nothing was seen the maximum is kNoScore, which is finite, so that two such
 // differ by 0 and not by NaN, and the sums are 0. A position that is not seen has the score -INFINITY: exp makes
 // a 0 of it whatever the maximum.
-#include <metal_stdlib>
-using namespace metal;
 #include "args.h"
 #include "common/cache.h"
+
 using namespace russet::metal;
 
 constant constexpr float kNoScore = -numeric_limits<float>::max();
@@ -47,7 +46,7 @@ inline void load(device const T* from, thread T* to) {
 // Bound by memory: 2 head_dim sizeof(T) bytes a key, for 4 head_dim flops a head. Every kDecodeHeads query heads
 // that share a key-value head read it once more.
 
-constant constexpr uint kKeys = 4;
+enum : uint { kKeys = 4 };
 
 template <typename T, uint D>
 [[kernel]] void attention_decode(
@@ -205,7 +204,7 @@ template <typename T>
 // tiles on the diagonal; 2 head_dim sizeof(T) bytes of cache a key for kPrefillQueries queries: 16 flops a byte f16
 // at the worst, if nothing stayed in the caches.
 
-constant constexpr uint kTile = 32;  // divides kCacheBlock: a tile is in one block of the cache
+enum : uint { kTile = 32 };  // divides kCacheBlock: a tile is in one block of the cache
 
 template <typename T, uint D>
 [[kernel]] void attention_prefill(

@@ -10,10 +10,9 @@
 // (sizeof(T)); norm_residual reads two and writes one (12 bytes). The mean of squares comes first, so a row is
 // read twice, and a third time for the mean of a layer norm, whose squares are of x - mean: sum(x^2) - n mean^2
 // would lose a large mean's variance. A row is at most some 32 KB, and the later times it comes from the cache.
-#include <metal_stdlib>
-using namespace metal;
 #include "args.h"
 #include "common/reduce.h"
+
 using namespace russet::metal;
 
 // A row normed is (x - mean) * scale.
@@ -21,7 +20,7 @@ struct Moments {
   float mean, scale;
 };
 
-constant constexpr uint kSimds = kNormThreads / kSimd;
+enum : uint { kSimds = uint(kNormThreads) / uint(kSimd) };
 
 template <typename X>
 Moments moments(device const X* x, uint dim, bool is_layer, float eps, threadgroup float* scratch,

@@ -9,10 +9,9 @@
 //   grid: a SIMD-group for each of the n_heads + 2 n_kv_heads heads of each token, its lanes along the head
 //
 // Bound by memory, and in decode by the launch: 2 head_dim sizeof(T) bytes and about 8 head_dim flops a head.
-#include <metal_stdlib>
-using namespace metal;
 #include "args.h"
 #include "common/cache.h"
+
 using namespace russet::metal;
 
 // y = rope(rms(x)) of one head; y may be x, as a lane reads what it will write and nothing else.
