@@ -224,16 +224,12 @@ class AppleDevice : public Device {
     return {&kernel, unsigned(kernel.state->maxTotalThreadsPerThreadgroup())};
   }
 
-  // From macOS 15 on what is mapped is kept ready for the GPU from pass to pass; before, each pass sees to
-  // it.
+  // From macOS 15 on what is mapped can be kept ready for the GPU; else each pass has to see to it.
   void open_residency() {
     if (!macos_is_at_least(15)) return;
     const auto descriptor = NS::TransferPtr(MTL::ResidencySetDescriptor::alloc()->init());
-    NS::Error* error = nullptr;
-    residency_ = NS::TransferPtr(gpu_->newResidencySet(descriptor.get(), &error));
-    check(bool(residency_), ErrorKind::device, "metal: ", gpu_->name()->utf8String(),
-          " gives no residency set: ", words(error));
-    queue_->addResidencySet(residency_.get());
+    residency_ = NS::TransferPtr(gpu_->newResidencySet(descriptor.get(), nullptr));
+    if (residency_) queue_->addResidencySet(residency_.get());
   }
 
   // Where ranges overlap the one that begins last is taken: it too holds all that begins there.
@@ -274,7 +270,7 @@ class AppleDevice : public Device {
 
   NS::SharedPtr<MTL::Device> gpu_;
   NS::SharedPtr<MTL::CommandQueue> queue_;
-  NS::SharedPtr<MTL::ResidencySet> residency_;  // null before macOS 15
+  NS::SharedPtr<MTL::ResidencySet> residency_;  // may be null
   NS::SharedPtr<MTL::Buffer> nothing_;          // bound for null
   std::vector<NS::SharedPtr<MTL::Library>> libraries_;
   std::map<std::string, Kernel> kernels_;
