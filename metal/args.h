@@ -33,7 +33,7 @@ struct EmbedArgs {
 };
 
 // ---- norm_T: y[t] = norm(x[row(t)]) ----
-// rms: x * w / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var + eps) * w + bias; absent w: x itself
+// rms: x * w / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var + eps) * w + bias; without w: x as it is
 // buffers: x float [_, dim], w float [dim], bias float [dim], rows int32 [n_tokens], y T [n_tokens, dim]
 // norm_self_T: y[t] = rms(y[t]), has_w; buffers: y T [n_tokens, dim], w
 // groups of both: (n_tokens); threads: kNormThreads, looping over the row

@@ -52,7 +52,8 @@ template <typename T>
   threadgroup float scratch[2 * kSimds];
   x += ulong(args.has_rows ? uint(rows[token]) : token) * args.dim;
   y += ulong(token) * args.dim;
-  const Moments m = moments(x, args.dim, args.is_layer, args.eps, scratch, thread_id);
+  Moments m = {0, 1};  // without w: x as it is
+  if (args.has_w) m = moments(x, args.dim, args.is_layer, args.eps, scratch, thread_id);
   for (uint i = thread_id; i < args.dim; i += kNormThreads) {
     float value = (x[i] - m.mean) * m.scale;
     if (args.has_w) value *= w[i];

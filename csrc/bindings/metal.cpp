@@ -123,6 +123,7 @@ struct MetalProduct {
     std::memcpy(room.bytes(), x.data(), size_t(x.nbytes()));
     char* y = room.bytes() + (size_t(x.nbytes()) + 63) / 64 * 64;
     Array<float> result({n_tokens, n_rows});
+    ops->activations(n_tokens);
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < n_times; ++i)
       ops->norm_linear({}, room.floats(), n_tokens, {{model.weights.head, y}});

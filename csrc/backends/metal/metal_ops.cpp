@@ -393,7 +393,6 @@ void MetalOps::linear_float(const Linear& linear, const FloatInput& in, int n_to
     encode(in.is_float ? p.matvec_float_x : p.matvec_float, args, pointers,
            matvec_groups(linear.n_outputs(), n_tokens), kMatvecGroup);
   }
-  device_.barrier();
 }
 
 void MetalOps::linear_residual(const Linear& linear, const NormWeights& post_norm, const void* y,
@@ -401,6 +400,7 @@ void MetalOps::linear_residual(const Linear& linear, const NormWeights& post_nor
   const float scale = config_.residual_scale;
   if (post_norm) {
     linear_float(linear, {.data = y}, n_tokens, 1, 0, whole_);
+    device_.barrier();
     const NormResidualArgs args{uint32_t(config_.dim),
                                 config_.norm == NormKind::layer,
                                 true,
@@ -455,10 +455,10 @@ void MetalOps::find_likeliest(const float* logits, int vocab_size) {
   auto* indices = reinterpret_cast<int32_t*>(values + kArgmaxParts);
   int32_t* token = indices + kArgmaxParts;
   const ArgmaxArgs args{uint32_t(vocab_size)};
+  device_.barrier();
   encode(argmax_parts_, args, {logits, values, indices}, {kArgmaxParts, 1}, {kArgmaxThreads});
   device_.barrier();
   encode(argmax_, args, {values, indices, token}, Grid{1}, Grid{kSimd});
-  device_.barrier();
   commit();
   likeliest_ = {last_pass_, token};
 }
