@@ -70,7 +70,7 @@ struct NormResidualArgs {
 //            y float [n_tokens, n_rows]
 //
 // threads of all: (kSimd, kMatvecSimds); a threadgroup makes kMatvecRows rows of up to kMatvecTokens tokens.
-enum : uint32_t { kMatvecSimds = 2, kMatvecRows = 8, kMatvecTokens = 4 };
+enum : uint32_t { kMatvecSimds = 2, kMatvecRows = 16, kMatvecTokens = 4 };
 struct MatvecArgs {
   uint32_t n_tokens, n_cols, group_size, has_norm, has_rows;  // rows: token t reads x[rows[t]]
   uint32_t n_rows[3], has_linear_bias[3];                     // of each matrix; gate, up: 0, 1

@@ -2,8 +2,8 @@
 //   table [vocab_size, dim] W    positions [n_positions, dim] P, may be absent    x [n_tokens, dim] float
 //   grid: (ceil(dim / kEmbedThreads), n_tokens) threadgroups of kEmbedThreads; an element a thread
 //
-// Bound by the launch: of a token it reads a row, 1,088 bytes for 1,024 columns of int8 in groups of 64 with f16
-// scales, and writes 4 dim bytes.
+// Bound by the launch: of a token it reads a row, 1,088 bytes for 1,024 columns of int8 (groups of 64, f16
+// scales and biases), and writes 4 dim bytes.
 #include "args.h"
 #include "common/weights.h"
 

@@ -2,18 +2,18 @@
 //   W [n_rows, n_cols] (common/weights.h)    n [n_tokens, n_cols] T    sums in float
 //   grid: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
 //
-// A threadgroup makes a tile of kMatmulRows rows by kMatmulTokens tokens. Step by step, its threads bring kStep
-// columns of both to threadgroup memory, W dequantised, and load those of the next step while its SIMD-groups
-// multiply matrices of 8 x 8: each a quarter of the tile, 16 tokens by 32 rows in 8 accumulators.
+// A threadgroup makes a tile of kMatmulRows rows by kMatmulTokens tokens. Step by step, its threads bring
+// kStep columns of both to threadgroup memory, W dequantised, and load those of the next step while its
+// SIMD-groups multiply matrices of 8 x 8: each a quarter of the tile, 32 rows by 16 tokens in 8 accumulators.
 //
-// Elements in threadgroup memory are half where T is, else float, and so are the factors of the multiplication.
-// bfloat would leave a dequantised weight 8 bits, and not every GPU multiplies it natively; as float it is exact.
-// Accumulators are float always.
+// Elements in threadgroup memory, the factors, are half where T is, else float: bfloat would leave a
+// dequantised weight 8 bits, and not every GPU multiplies it natively, while as float it is exact.
+// Accumulators are float.
 //
-// Bound by arithmetic, 2 n_tokens n_rows n_cols flops. A step of 131,072 flops reads 64 x 32 weights and 32 x 32
-// elements of n, 2,176 + 2,048 bytes of int8 (groups of 64, f16 scales) and f16, most from caches: 31 flops a
-// byte, where an M1 does 38 for each byte of its memory. From threadgroup memory 6 matrices are loaded for 8
-// products.
+// Bound by arithmetic, 2 n_tokens n_rows n_cols flops. A step of 131,072 flops reads 64 x 32 weights and 32 x
+// 32 elements of n, 2,176 + 2,048 bytes of int8 (groups of 64, f16 scales) and f16: 31 flops a byte, most of
+// which come from caches; an M1 does 38 for each byte of its memory. From threadgroup memory 6 matrices are
+// loaded for 8 products.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
@@ -22,29 +22,37 @@ using namespace russet::metal;
 
 enum : uint {
   kThreads = uint(kSimd) * uint(kMatmulSimds),
-  kStep = 32,           // columns, of one group
-  kStride = kStep + 8,  // of a row in threadgroup memory: eight rows fall into different banks
-  kTileSums = uint(kMatmulTokens) * uint(kMatmulRows),
+  kTileSums = uint(kMatmulRows) * uint(kMatmulTokens),
+  kStep = 32,  // columns, of one group
+
+  // A step lies in threadgroup memory row by row; the 8 more let eight rows fall into different banks.
+  kStride = kStep + 8,
   kSumStride = uint(kMatmulRows) + 8,
+
+  // So many threads bring a row of a step, so many columns each.
   kThreadsPerRow = kThreads / uint(kMatmulRows),
   kThreadsPerToken = kThreads / uint(kMatmulTokens),
-  kRowShare = kStep / kThreadsPerRow,  // columns that a thread brings of W, and of n
+  kRowShare = kStep / kThreadsPerRow,
   kTokenShare = kStep / kThreadsPerToken,
-  kTokenTiles = uint(kMatmulTokens) / 2 / 8,  // 8 x 8 matrices of a SIMD-group
+
+  // Matrices of 8 x 8 in a quarter of the tile.
   kRowTiles = uint(kMatmulRows) / 2 / 8,
+  kTokenTiles = uint(kMatmulTokens) / 2 / 8,
 };
 static_assert(kMatmulSimds == 4, "a quarter of the tile each");
 
-template <typename T> struct StagedAs { using type = float; };
-template <> struct StagedAs<half> { using type = half; };
+// The type of factors.
+template <typename T> struct FactorOf { using type = float; };
+template <> struct FactorOf<half> { using type = half; };
 
-// The tile in threadgroup memory: first the steps of W and n, then the sums.
-template <typename E>
+// The tile in threadgroup memory: a step of W and n, and when all steps are done the sums.
+template <typename T>
 struct Tile {
+  using E = typename FactorOf<T>::type;
   enum : uint {
-    kStaged = (uint(kMatmulRows) + uint(kMatmulTokens)) * kStride * sizeof(E) / sizeof(float),
-    kSums = uint(kMatmulTokens) * kSumStride,
-    kFloats = kStaged > kSums ? uint(kStaged) : uint(kSums),
+    kStepFloats = (uint(kMatmulRows) + uint(kMatmulTokens)) * kStride * sizeof(E) / sizeof(float),
+    kSumFloats = uint(kMatmulTokens) * kSumStride,
+    kFloats = kStepFloats > kSumFloats ? uint(kStepFloats) : uint(kSumFloats),
   };
 };
 
@@ -61,50 +69,58 @@ struct Place {
         is_within(i % kMatmulRows < n_tile_rows && row < args.n_rows && token < args.n_tokens) {}
 };
 
-// What one thread brings of each step.
+// What a thread brings of each step.
 template <typename T, typename W>
 struct Share {
+  using E = typename Tile<T>::E;
+  static_assert(kRowShare % W::kColumns == 0, "whole pieces");
+
   W w;                // from this thread's row on
-  device const T* n;  // this thread's token
+  device const T* n;  // of this thread's token
   uint n_cols;
   uint w_col, n_col;  // where its share of a step begins
   typename W::Piece pieces[kRowShare / W::kColumns];
   vec<T, 4> quads[kTokenShare / 4];
 
   Share(W w, device const T* n, uint n_cols, uint thread_id)
-      : w(w), n(n), n_cols(n_cols), w_col(thread_id % kThreadsPerRow * kRowShare),
+      : w(w),
+        n(n),
+        n_cols(n_cols),
+        w_col(thread_id % kThreadsPerRow * kRowShare),
         n_col(thread_id % kThreadsPerToken * kTokenShare) {}
 
   void load(uint col) {
     for (uint i = 0; i < kRowShare / W::kColumns; ++i) pieces[i] = w.load(0, col + w_col + i * W::kColumns);
     for (uint i = 0; i < kTokenShare / 4; ++i) {
       const uint at = col + n_col + 4 * i;
-      quads[i] = W::kRagged ? load4(n + at, int(n_cols) - int(at)) : load4(n + at);
+      quads[i] = load4(n + at, W::kRagged ? int(n_cols) - int(at) : 4);
     }
   }
 
-  // To this thread's row of each.
-  template <typename E>
+  // To this thread's rows in threadgroup memory.
   void store(threadgroup E* w_row, threadgroup E* n_row) const {
-    for (uint i = 0; i < kRowShare / 4; ++i)
-      *(threadgroup vec<E, 4>*)(w_row + w_col + 4 * i) = vec<E, 4>(pieces[i / W::kQuads].weights(i % W::kQuads));
+    for (uint i = 0; i < kRowShare / 4; ++i) {
+      const float4 weights = pieces[i / W::kQuads].weights(i % W::kQuads);
+      *(threadgroup vec<E, 4>*)(w_row + w_col + 4 * i) = vec<E, 4>(weights);
+    }
     for (uint i = 0; i < kTokenShare / 4; ++i)
       *(threadgroup vec<E, 4>*)(n_row + n_col + 4 * i) = vec<E, 4>(quads[i]);
   }
 };
 
-// memory[t * kSumStride + r] = the tile's sum of token t and row r, seen by all threads.
-template <typename E, typename T, typename W>
+// memory[t * kSumStride + r] = the tile's sum of token t and row r, for all threads to read.
+template <typename T, typename W>
 void multiply(threadgroup float* memory, Share<T, W> share, uint thread_id, uint simd) {
-  threadgroup E* weights = (threadgroup E*)memory;
-  threadgroup E* inputs = weights + kMatmulRows * kStride;
-  threadgroup E* w_row = weights + thread_id / kThreadsPerRow * kStride;
-  threadgroup E* n_row = inputs + thread_id / kThreadsPerToken * kStride;
-  const uint token = simd / 2 * 8 * kTokenTiles, row = simd % 2 * 8 * kRowTiles;  // of this quarter
+  using E = typename Tile<T>::E;
+  threadgroup E* w_step = (threadgroup E*)memory;
+  threadgroup E* n_step = w_step + kMatmulRows * kStride;
+  threadgroup E* w_row = w_step + thread_id / kThreadsPerRow * kStride;
+  threadgroup E* n_row = n_step + thread_id / kThreadsPerToken * kStride;
 
-  simdgroup_float8x8 sums[kTokenTiles][kRowTiles];
-  for (uint i = 0; i < kTokenTiles; ++i)
-    for (uint j = 0; j < kRowTiles; ++j) sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0);
+  const uint row = simd % 2 * 8 * kRowTiles, token = simd / 2 * 8 * kTokenTiles;  // of this quarter
+  simdgroup_float8x8 sums[kRowTiles][kTokenTiles];
+  for (uint r = 0; r < kRowTiles; ++r)
+    for (uint t = 0; t < kTokenTiles; ++t) sums[r][t] = make_filled_simdgroup_matrix<float, 8, 8>(0);
 
   share.load(0);
   for (uint col = 0; col < share.n_cols; col += kStep) {
@@ -113,31 +129,33 @@ void multiply(threadgroup float* memory, Share<T, W> share, uint thread_id, uint
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (col + kStep < share.n_cols) share.load(col + kStep);
     for (uint k = 0; k < kStep; k += 8) {
-      simdgroup_matrix<E, 8, 8> n[kTokenTiles], w[kRowTiles];
-      for (uint i = 0; i < kTokenTiles; ++i) simdgroup_load(n[i], inputs + (token + 8 * i) * kStride + k, kStride);
-      for (uint j = 0; j < kRowTiles; ++j)
-        simdgroup_load(w[j], weights + (row + 8 * j) * kStride + k, kStride, ulong2(0, 0), true);
-      for (uint i = 0; i < kTokenTiles; ++i)
-        for (uint j = 0; j < kRowTiles; ++j) simdgroup_multiply_accumulate(sums[i][j], n[i], w[j], sums[i][j]);
+      simdgroup_matrix<E, 8, 8> w[kRowTiles], n[kTokenTiles];
+      for (uint r = 0; r < kRowTiles; ++r)
+        simdgroup_load(w[r], w_step + (row + 8 * r) * kStride + k, kStride);
+      for (uint t = 0; t < kTokenTiles; ++t)
+        simdgroup_load(n[t], n_step + (token + 8 * t) * kStride + k, kStride, ulong2(0, 0), true);
+      for (uint r = 0; r < kRowTiles; ++r)
+        for (uint t = 0; t < kTokenTiles; ++t)
+          simdgroup_multiply_accumulate(sums[r][t], w[r], n[t], sums[r][t]);
     }
   }
 
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint i = 0; i < kTokenTiles; ++i)
-    for (uint j = 0; j < kRowTiles; ++j)
-      simdgroup_store(sums[i][j], memory + (token + 8 * i) * kSumStride + row + 8 * j, kSumStride);
+  for (uint r = 0; r < kRowTiles; ++r)
+    for (uint t = 0; t < kTokenTiles; ++t)
+      simdgroup_store(sums[r][t], memory + (token + 8 * t) * kSumStride + row + 8 * r, kSumStride,
+                      ulong2(0, 0), true);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // The tile of one matrix. Rows and tokens past the last are read as the last, and not written.
 template <typename T, typename W>
-void multiply_one(
-    threadgroup float* memory, constant MatmulArgs& args, W w, device const T* n, uint2 group, uint thread_id,
-    uint simd) {
+void multiply_one(threadgroup float* memory, constant MatmulArgs& args, W w, device const T* n, uint2 group,
+                  uint thread_id, uint simd) {
   const uint row = min(group.x * kMatmulRows + thread_id / kThreadsPerRow, args.n_rows - 1);
   const uint token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
-  const Share<T, W> share(w.from_row(row), n + ulong(token) * args.n_cols, args.n_cols, thread_id);
-  multiply<typename StagedAs<T>::type>(memory, share, thread_id, simd);
+  multiply(memory, Share<T, W>(w.from_row(row), n + ulong(token) * args.n_cols, args.n_cols, thread_id),
+           thread_id, simd);
 }
 
 template <typename T, typename W>
@@ -151,7 +169,7 @@ template <typename T, typename W>
     device T* y                            [[buffer(6)]],
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  threadgroup float memory[Tile<T>::kFloats];
   const W w(codes, scales, biases, args.n_cols, args.group_size);
   multiply_one(memory, args, w, n, group, thread_id, simd);
   for (uint i = thread_id; i < kTileSums; i += kThreads) {
@@ -175,7 +193,7 @@ template <typename T, typename W>
     device float* x                        [[buffer(6)]],
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  threadgroup float memory[Tile<T>::kFloats];
   const W w(codes, scales, biases, args.n_cols, args.group_size);
   multiply_one(memory, args, w, n, group, thread_id, simd);
   for (uint i = thread_id; i < kTileSums; i += kThreads) {
@@ -199,7 +217,7 @@ template <typename T, typename W>
     device float* y                        [[buffer(6)]],
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  threadgroup float memory[Tile<T>::kFloats];
   const W w(codes, scales, biases, args.n_cols, args.group_size);
   multiply_one(memory, args, w, n, group, thread_id, simd);
   for (uint i = thread_id; i < kTileSums; i += kThreads) {
@@ -229,17 +247,16 @@ template <typename T, typename W>
     device T* h                                 [[buffer(10)]],
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float memory[Tile<typename StagedAs<T>::type>::kFloats];
+  threadgroup float memory[Tile<T>::kFloats];
   const uint n_tile_rows = args.has_up ? kMatmulRows / 2 : kMatmulRows;
   const uint tile_row = thread_id / kThreadsPerRow;
   const bool is_up = tile_row >= n_tile_rows;
   const W w = is_up ? W(up_codes, up_scales, up_biases, args.n_cols, args.group_size)
                     : W(gate_codes, gate_scales, gate_biases, args.n_cols, args.group_size);
-  const uint first_row = group.x * n_tile_rows;
-  const uint my_row = min(first_row + tile_row - (is_up ? n_tile_rows : 0), args.n_rows - 1);
-  const uint my_token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
-  const Share<T, W> share(w.from_row(my_row), n + ulong(my_token) * args.n_cols, args.n_cols, thread_id);
-  multiply<typename StagedAs<T>::type>(memory, share, thread_id, simd);
+  const uint row = min(group.x * n_tile_rows + (is_up ? tile_row - n_tile_rows : tile_row), args.n_rows - 1);
+  const uint token = min(group.y * kMatmulTokens + thread_id / kThreadsPerToken, args.n_tokens - 1);
+  multiply(memory, Share<T, W>(w.from_row(row), n + ulong(token) * args.n_cols, args.n_cols, thread_id),
+           thread_id, simd);
 
   for (uint i = thread_id; i < kTileSums; i += kThreads) {
     const Place place(args, group, i, n_tile_rows);

@@ -3,22 +3,28 @@
 //   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices)
 //   threads: (kSimd, kMatvecSimds)
 //
-// A SIMD-group takes kRows rows of up to kMatvecTokens tokens; its lanes take pieces of these rows in turn. What is
-// loaded of x, and its sum, serves all rows, and what is loaded of W all tokens. The norm is folded in: with
-// n = x * norm_w / rms, W n = W (x * norm_w) / rms, and the squares that rms needs are summed along the way.
+// A SIMD-group takes kRows rows of up to kMatvecTokens tokens; its lanes take pieces of these rows in turn.
+// What is loaded of x, and its sum, serves all rows that are taken at once, and what is loaded of W all
+// tokens. The norm is folded in: with n = x * norm_w / rms, W n = W (x * norm_w) / rms, and the squares that
+// rms needs are summed along the way.
 //
-// Bound by the bytes of W, each read once for kMatvecTokens tokens: a weight is 2 of f16, 1.0625 of int8, 0.5625 of
-// int4 (groups of 64, f16 scales and biases). A code costs three operations (extract, convert, multiply-add): at the
-// 68 GB/s of an M1 int4 takes 0.36 T of them a second, of the 1.3 T that its GPU can do. For each 4 weights of a
-// column 4 bytes of x are read, 8 with a norm; they come from caches, as all SIMD-groups read the same x.
+// Bound by the bytes of W, each read once for kMatvecTokens tokens: a weight has 2 of f16, 1.0625 of int8,
+// 0.5625 of int4 (groups of 64, f16 scales and biases). A code costs three operations (extract, convert,
+// multiply-add): at the 68 GB/s of an M1 int4 takes 0.36 T of them a second, and its GPU can do 1.3 T. Of x 4
+// bytes are read for each column of the rows taken at once, 8 with a norm; all SIMD-groups read the same
+// ones, so they come from caches.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
 
 using namespace russet::metal;
 
-constant constexpr uint kRows = kMatvecRows / kMatvecSimds;  // of a SIMD-group
-static_assert(kRows * kMatvecTokens <= kSimd, "each sum needs a lane that writes it");
+enum : uint {
+  kRows = uint(kMatvecRows) / uint(kMatvecSimds),  // of a SIMD-group; one token takes them all at once
+  kRowsOfMany = 4,                                 // at once with several tokens: 16 sums in registers
+};
+static_assert(kRows * uint(kMatvecTokens) <= uint(kSimd), "each sum needs a lane that writes it");
+static_assert(kRows % kRowsOfMany == 0, "several tokens take all rows");
 
 template <typename X>
 struct Input {
@@ -62,21 +68,21 @@ struct Place {
   }
 };
 
-// W n for N tokens, of which each lane gets the sum of its place. Rows and tokens past the last are read as the
-// last.
-template <uint N, typename W, typename X>
-float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
-  const W w = matrix.from_row(place.first_row);
-  const uint last_row = n_rows - 1 - place.first_row;
+// W n for N tokens and R rows of the SIMD-group; a lane gets the sum of its place, or 0 where that is of other
+// rows. Rows and tokens past the last are read as the last.
+template <uint N, uint R, typename W, typename X>
+float product_of(W matrix, uint n_rows, Input<X> in, Place place, uint first) {
+  const uint first_row = place.first_row + first, last = n_rows - 1 - first_row;
+  const W w = matrix.from_row(first_row);
   device const X* x[N];
   for (uint t = 0; t < N; ++t) x[t] = in.of_token(min(place.first_token + t, in.n_tokens - 1));
 
-  float sums[kRows][N] = {}, squares[N] = {};
+  float sums[R][N] = {}, squares[N] = {};
   for (uint col = place.lane * W::kColumns; col < in.n_cols; col += kSimd * W::kColumns) {
-    typename W::Piece pieces[kRows];
-    for (uint r = 0; r < kRows; ++r) pieces[r] = w.load(min(r, last_row), col);
+    typename W::Piece pieces[R];
+    for (uint r = 0; r < R; ++r) pieces[r] = w.load(min(r, last), col);
 
-    float sum_qn[kRows][N] = {}, sum_n[N] = {};
+    float sum_qn[R][N] = {}, sum_n[N] = {};
     for (uint i = 0; i < W::kQuads; ++i) {
       const uint at = col + 4 * i;
       const int left = W::kRagged ? int(in.n_cols) - int(at) : 4;
@@ -88,31 +94,33 @@ float product_of(W matrix, uint n_rows, Input<X> in, Place place) {
         n[t] *= norm_w;
         sum_n[t] += dot(n[t], float4(1));
       }
-      for (uint r = 0; r < kRows; ++r) {
+      for (uint r = 0; r < R; ++r) {
         const float4 q = pieces[r].quad(i);
         for (uint t = 0; t < N; ++t) sum_qn[r][t] += dot(q, n[t]);
       }
     }
-    for (uint r = 0; r < kRows; ++r)
+    for (uint r = 0; r < R; ++r)
       for (uint t = 0; t < N; ++t) sums[r][t] += pieces[r].total(sum_qn[r][t], sum_n[t]);
   }
 
   float mine = 0;
   for (uint t = 0; t < N; ++t) {
     const float factor = in.has_norm ? rsqrt(simd_sum(squares[t]) / in.n_cols + in.eps) : 1;
-    for (uint r = 0; r < kRows; ++r) {
+    for (uint r = 0; r < R; ++r) {
       const float sum = simd_sum(sums[r][t]);
-      if (place.lane == t * kRows + r) mine = sum * factor;
+      if (place.lane == t * kRows + first + r) mine = sum * factor;
     }
   }
   return mine;
 }
 
-// A token alone, as in decode, costs no more than the arithmetic of one.
 template <typename W, typename X>
 float product(W matrix, uint n_rows, Input<X> in, Place place) {
-  return in.n_tokens - place.first_token == 1 ? product_of<1>(matrix, n_rows, in, place)
-                                              : product_of<kMatvecTokens>(matrix, n_rows, in, place);
+  if (in.n_tokens - place.first_token == 1) return product_of<1, kRows>(matrix, n_rows, in, place, 0);
+  float mine = 0;
+  for (uint first = 0; first < kRows && place.first_row + first < n_rows; first += kRowsOfMany)
+    mine += product_of<kMatvecTokens, kRowsOfMany>(matrix, n_rows, in, place, first);
+  return mine;
 }
 
 template <typename P>
@@ -145,8 +153,8 @@ template <typename T, typename W>
   const Place place(group, simd, lane);
   const uint i = group.z, n_rows = args.n_rows[i];
   if (place.first_row >= n_rows) return;
-  const W w(pick(i, codes0, codes1, codes2), pick(i, scales0, scales1, scales2), pick(i, biases0, biases1, biases2),
-            args.n_cols, args.group_size);
+  const W w(pick(i, codes0, codes1, codes2), pick(i, scales0, scales1, scales2),
+            pick(i, biases0, biases1, biases2), args.n_cols, args.group_size);
   float sum = product(w, n_rows, Input<float>(args, x, norm_w, nullptr), place);
   if (!place.is_within(n_rows, args.n_tokens)) return;
   if (args.has_linear_bias[i]) sum += pick(i, linear_bias0, linear_bias1, linear_bias2)[place.row];

@@ -32,11 +32,29 @@ def shader(op: str) -> metal_sim.Library:
     return metal_sim.compile_file(METAL / f"{op}.metal", [METAL])
 
 
-def run(op: str, kernel: str, buffers: Sequence[object], groups: tuple, threads: tuple, schedule: int = 0) -> None:
-    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent."""
-    present = {i: buffer for i, buffer in enumerate(buffers) if buffer is not None}
-    pad = (1, 1)
-    shader(op).run(kernel, present, (*groups, *pad)[:3], (*threads, *pad)[:3], schedule=schedule)
+@functools.cache
+def counting_shader(op: str, kernel: str) -> metal_sim.Library:
+    return metal_sim.compile_file(METAL / f"{op}.metal", [METAL], count=True, kernels=[kernel])
+
+
+def run(
+    op: str,
+    kernel: str,
+    buffers: Sequence[object],
+    groups: tuple[int, ...],
+    threads: tuple[int, ...],
+    schedule: int = 0,
+    count: bool = False,
+) -> metal_sim.Report:
+    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent and must not be touched.
+
+    The report has the bytes read and written where they are to be counted.
+    """
+    library = counting_shader(op, kernel) if count else shader(op)
+    absent = np.empty(0, np.uint8)
+    bound = dict.fromkeys(library.kernels[kernel].buffers, absent)
+    bound.update((i, buffer) for i, buffer in enumerate(buffers) if buffer is not None)
+    return library.run(kernel, bound, groups=groups, threads=threads, schedule=schedule)
 
 
 def empty(shape: Sequence[int], dtype: str) -> np.ndarray:

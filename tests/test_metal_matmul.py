@@ -17,6 +17,7 @@ from metal_kernels import (
     random_matrix,
     rounded,
     run,
+    shader,
     small_integers,
 )
 
@@ -197,6 +198,26 @@ def test_no_bit_depends_on_the_order_of_threads(t):
     first, *others = (floats(t, "int8_f16", n, matrix, schedule=schedule) for schedule in SCHEDULES)
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("w", ["f16", "int8_f16", "int4_f16"])
+def test_each_tile_reads_its_rows_and_its_tokens_once(w):
+    """What matmul.metal counts its flops a byte by."""
+    n_rows, n_tokens, n_cols = 2 * ROWS, 3 * TOKENS, 128
+    matrix = random_matrix(np.random.default_rng(11), n_rows, n_cols, w, 64)
+    n, y = empty((n_tokens, n_cols), "f16"), empty((n_tokens, n_rows), "f16")
+    args = pack("MatmulArgs", n_tokens=n_tokens, n_rows=n_rows, n_cols=n_cols, group_size=64)
+    report = run("matmul", f"matmul_f16_{w}", [args, n, *matrix.buffers, None, y], (2, 3), THREADS, count=True)
+    assert report.bytes_read[2].moved == 3 * matrix.codes.nbytes
+    assert report.bytes_read[1].moved == 2 * n.nbytes
+    assert report.bytes_written[6].moved == y.nbytes
+
+
+@pytest.mark.parametrize(("t", "most"), [("f16", 10_000), ("f32", 16_384), ("bf16", 16_384)])
+def test_threadgroup_memory_leaves_room_for_others(t, most):
+    """Of the 32 KB that a threadgroup may have, so little that two or three fit a core at a time."""
+    kernels = shader("matmul").kernels
+    assert all(kernels[f"matmul{op}_{t}_{w}"].threadgroup_bytes <= most for op in ("", "_gate") for w in STORED_AS)
 
 
 def test_damage_shows():

@@ -23,20 +23,21 @@ ROWS, TOKENS = CONSTANTS["kMatvecRows"], CONSTANTS["kMatvecTokens"]
 THREADS = (CONSTANTS["kSimd"], CONSTANTS["kMatvecSimds"])
 EPS = 1e-5
 
-# A SIMD-group takes 4 rows, a threadgroup 8; tokens go alone or in fours; a lane takes 8 columns at a time, 16 of
-# int4, and a SIMD-group 256 or 512. Below, at and above each. (rows, tokens, columns of floats, groups of affine.)
+# A SIMD-group takes 8 rows, at once or in fours, a threadgroup 16; tokens go alone or in fours; a lane takes 8 columns
+# at a time, 16 of int4, and a SIMD-group 256 or 512. Below, at and above each. (rows, tokens, columns of floats, groups
+# of affine.)
 SIZES = [
     (1, 1, 1, 1),
     (7, 2, 7, 2),
     (8, 3, 8, 3),
     (9, 4, 9, 4),
     (31, 5, 31, 1),
-    (4, 1, 33, 7),
+    (15, 1, 33, 7),
     (33, 1, 63, 8),
     (5, 8, 64, 9),
     (17, 9, 65, 5),
     (3, 1, 255, 15),
-    (12, 1, 256, 16),
+    (16, 1, 256, 16),
     (2, 6, 257, 17),
     (6, 1, 1023, 33),
 ]
@@ -179,7 +180,7 @@ def test_sums_of_small_integers_are_exact(t, w):
 @pytest.mark.parametrize("w", STORED_AS)
 @pytest.mark.parametrize("t", DTYPES)
 def test_sums_of_small_integers_are_exact_at_every_size(t, w, schedule):
-    for n_rows in (1, 4, 7, 8, 9, 33):
+    for n_rows in (1, 4, 7, 8, 9, 15, 16, 17, 33):
         for n_tokens in (1, 2, 3, 4, 5, 9):
             for n_cols, n_groups in ((1, 1), (7, 2), (8, 3), (31, 4), (32, 5), (65, 8), (256, 9), (257, 17)):
                 for group_size in GROUP_SIZES[:1] if w in DTYPES else GROUP_SIZES:
@@ -259,6 +260,26 @@ def test_no_bit_depends_on_the_order_of_threads(w):
     first, *others = (matvec("f32", w, x, (matrix,), (None,), norm_w, schedule)[0] for schedule in SCHEDULES)
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("w", ["f16", "int8_f16", "int4_f16"])
+@pytest.mark.parametrize("n_tokens", [1, TOKENS])
+def test_weights_are_read_once(w, n_tokens):
+    """What matvec.metal says it is bound by: W once for all tokens, and x once for the rows taken at once."""
+    n_rows, n_cols = 6 * ROWS, 1024
+    matrix = random_matrix(np.random.default_rng(9), n_rows, n_cols, w, 64)
+    x = np.ones((n_tokens, n_cols), np.float32)
+    y = empty((n_tokens, n_rows), "f32")
+    args = pack("MatvecArgs", n_tokens=n_tokens, n_cols=n_cols, group_size=64, n_rows=[n_rows], scale=1.0)
+    buffers = [args, x, None, *matrix.buffers, None, None, y]
+    report = run("matvec", f"matvec_float_f32_{w}", buffers, groups(n_rows, n_tokens), THREADS, count=True)
+    read = report.bytes_read
+    assert read[3].moved == read[3].touched == matrix.codes.nbytes
+    if matrix.scales is not None:
+        assert read[4].touched == read[5].touched == matrix.scales.nbytes
+    rows_at_once = ROWS // THREADS[1] if n_tokens == 1 else 4
+    assert read[1].moved == x.nbytes * n_rows // rows_at_once
+    assert report.bytes_written[8].moved == y.nbytes
 
 
 def test_damage_shows():

@@ -1,5 +1,5 @@
-// A matrix W [n_rows, n_cols], stored in any of the ways of args.h, read in pieces: kColumns adjacent columns of
-// a row, which a thread loads at once and uses four by four, as quads.
+// A matrix W [n_rows, n_cols], stored in any of the ways of args.h, read in pieces: kColumns adjacent columns
+// of a row, which a thread loads at once and uses four by four, as quads.
 //
 //   Floats<S>        8 columns; a piece may reach over the end of its row, and is zero there
 //   Affine<bits, S>  8 bytes of codes: 8 columns of int8, 16 of int4. Needs n_cols % group_size = 0 and

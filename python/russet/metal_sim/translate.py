@@ -216,7 +216,7 @@ class _Translator:
                 names.append(bare.split()[-1])
             else:
                 at = self.code.index("threadgroup", match.start())
-                self.replace(at, at + len("threadgroup"), "static     ")
+                self.replace(at, at + len("threadgroup"), "METAL_SIM_SHARED")
                 records = "".join(f" METAL_SIM_THREADGROUP_VARIABLE({name})" for name in names)
                 self.replace(match.end(), match.end(), records)
 
