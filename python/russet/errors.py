@@ -53,3 +53,20 @@ class NumericalError(RussetError):
 
 class BackendError(RussetError):
     """A backend is not built in, not present on this machine, or failed."""
+
+
+class ShaderError(BackendError):
+    """A Metal text is not there, or a compiler or the strict pass refuses it."""
+
+
+class SimulationError(BackendError):
+    """A kernel on the simulator did what no GPU allows, or was given what it does not take.
+
+    `kernel` is its name, `file` and `line` the place in the Metal text; each is None where it is not known.
+    """
+
+    def __init__(self, message: str, *, kernel: str | None = None, file: str | None = None, line: int | None = None):
+        super().__init__(message)
+        self.kernel = kernel
+        self.file = file
+        self.line = line
