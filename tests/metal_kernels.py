@@ -33,10 +33,12 @@ def shader(op: str) -> metal_sim.Library:
 
 
 def run(op: str, kernel: str, buffers: Sequence[object], groups: tuple, threads: tuple, schedule: int = 0) -> None:
-    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent."""
-    present = {i: buffer for i, buffer in enumerate(buffers) if buffer is not None}
-    pad = (1, 1)
-    shader(op).run(kernel, present, (*groups, *pad)[:3], (*threads, *pad)[:3], schedule=schedule)
+    """Runs a kernel of metal/<op>.metal; `buffers` from 0 on, None where one is absent and must not be touched."""
+    absent = np.empty(0, np.uint8)
+    bound = {i: absent if buffer is None else buffer for i, buffer in enumerate(buffers)}
+    for i in shader(op).kernels[kernel].buffers:
+        bound.setdefault(i, absent)
+    shader(op).run(kernel, bound, groups=groups, threads=threads, schedule=schedule)
 
 
 def empty(shape: Sequence[int], dtype: str) -> np.ndarray:
