@@ -33,7 +33,7 @@ struct EmbedArgs {
 };
 
 // ---- norm_T: y[t] = norm(x[row(t)]) ----
-// rms: x * w / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var + eps) * w + bias; absent w: x itself
+// rms: x * w / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var + eps) * w + bias; without w: x as it is
 // buffers: x float [_, dim], w float [dim], bias float [dim], rows int32 [n_tokens], y T [n_tokens, dim]
 // norm_self_T: y[t] = rms(y[t]), has_w; buffers: y T [n_tokens, dim], w
 // groups of both: (n_tokens); threads: kNormThreads, looping over the row
@@ -112,8 +112,8 @@ struct Cache {
 };
 struct RopeStoreArgs {
   Cache cache;
-  uint32_t n_heads, pos;            // pos: of the first token
-  uint32_t rotary_dim;              // 0: no rope
+  uint32_t n_heads, pos;  // pos: of the first token
+  uint32_t rotary_dim;    // 0: no rope
   uint32_t has_q_norm, has_k_norm;
   float eps;
 };
@@ -128,14 +128,16 @@ struct RopeStoreArgs {
 //            partial float [n_tokens, n_heads, n_parts, head_dim + 2]
 //   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
 //   threads: (kSimd, kDecodeSimds)
-// attention_merge_T_D: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd
+// attention_merge_T: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd; n_parts <= kMaxParts
 // attention_prefill_T_D: blocks of queries against blocks of keys with an online softmax (Milakov and
 //   Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135); no matrix of scores in memory
 //   buffers: q, cache, out
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
-// D is head_dim rounded up to 32, 64, 80, 96, 112, 128, 192 or 256: what registers are laid out for.
+// D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
+// 32, above that a multiple of 8. q, cache and out: aligned to 4 of their numbers.
 // kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
-enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kPrefillSimds = 4, kPrefillQueries = 32 };
+enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kMaxParts = 32 };
+enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 32 };
 struct AttentionArgs {
   Cache cache;
   uint32_t n_tokens, n_heads, pos;  // pos: of the first token

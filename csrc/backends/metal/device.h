@@ -46,8 +46,8 @@ class Device {
   // Throws Error{device} where there is no such kernel, or the chip cannot run it.
   virtual Pipeline pipeline(const std::string& kernel) = 0;
 
-  // Shows the device [begin, begin + n_bytes), whole pages, which must stay where they are until unmap(). A
-  // range may hold others, and is then the one that is used. Throws Error{memory}.
+  // Shows the device [begin, begin + n_bytes), whole pages, which must stay where they are until unmap().
+  // Ranges may overlap, but none may lie within another. Throws Error{memory}.
   virtual void map(const void* begin, size_t n_bytes) = 0;
   virtual void unmap(const void* begin) = 0;  // no pass that is not waited for may use it
 
@@ -64,9 +64,5 @@ class Device {
 // The Mac's GPU, with the kernels of these Metal texts. Throws Error{device}: no Metal, no Apple GPU, or a
 // text that does not compile, with the compiler's words. Elsewhere than on a Mac it always throws.
 std::unique_ptr<Device> apple_device(const std::vector<std::string>& sources);
-
-// The simulator, with the kernels of these libraries, as python/russet/metal_sim compiles them. `schedule`
-// says in which order what may run at the same time does: 0 as dispatched, 1 in reverse, above that a seed.
-std::unique_ptr<Device> simulated_device(const std::vector<std::string>& libraries, uint32_t schedule);
 
 }  // namespace russet::metal

@@ -31,6 +31,8 @@ COMMON = [
     "-gline-tables-only",
     "-fdebug-compilation-dir=.",
     "-w",
+    "-fno-color-diagnostics",
+    "-fno-caret-diagnostics",
 ]
 
 # What Metal's compiler does: contraction to fma, unsuffixed literals that are float, 16-bit floats rounded after every

@@ -27,6 +27,7 @@ _FLAGS = [
     "-w",
     "-ferror-limit=20",
     "-fno-color-diagnostics",
+    "-fno-caret-diagnostics",
 ]
 
 # Words that Metal's C++ has not, from section 1.5 of its specification.

@@ -179,7 +179,7 @@ METAL_SIM_FLOAT_LIMITS(bfloat, uint16_t, 8, 0x0080, 0x7f7f, 0x7f80, 0x7fc0, 0x3c
 template <class T>
 using uniform = T;
 template <class T>
-METAL_SIM_INLINE T make_uniform(T value) {
+METAL_SIM_INLINE constexpr T make_uniform(T value) {
   return value;
 }
 
