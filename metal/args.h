@@ -23,7 +23,7 @@ namespace metal {
 
 enum : uint32_t { kSimd = 32 };  // threads of a SIMD-group
 
-// ---- embed_W: x[t] = table[tokens[t]] * scale + positions[pos[t]] ----
+// ---- embed_W: x[t] = table[tokens[t]] * scale + positions[pos[t]], or NaN where tokens[t] is -1 ----
 // buffers: table (3), positions P, tokens int32 [n_tokens], pos int32 [n_tokens], x float [n_tokens, dim]
 // name: embed_W_P, P the type of positions; groups: (ceil(dim / kEmbedThreads), n_tokens)
 enum : uint32_t { kEmbedThreads = 256 };

@@ -1,5 +1,6 @@
 // embed: x[t] = table[tokens[t]] * scale + positions[pos[t]]
 //   table [vocab_size, dim] W    positions [n_positions, dim] P, may be absent    x [n_tokens, dim] float
+//   a token of -1, which is what argmax makes of NaN, makes NaN again
 //   grid: (ceil(dim / kEmbedThreads), n_tokens) threadgroups of kEmbedThreads; an element a thread
 //
 // Bound by the launch: of a token it reads a row, 1,088 bytes for 1,024 columns of int8 (groups of 64, f16
@@ -22,10 +23,15 @@ template <typename W, typename P>
     uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]]) {
   const uint token = group.y, col = group.x * kEmbedThreads + thread_id;
   if (col >= args.dim) return;
+  device float& out = x[ulong(token) * args.dim + col];
+  if (tokens[token] < 0) {
+    out = NAN;
+    return;
+  }
   const W row = W(codes, scales, biases, args.dim, args.group_size).from_row(tokens[token]);
   float sum = row.element(0, col) * args.scale;
   if (args.has_positions) sum += float(positions[ulong(pos[token]) * args.dim + col]);
-  x[ulong(token) * args.dim + col] = sum;
+  out = sum;
 }
 
 #define INSTANTIATE(W, P, p) \

@@ -103,7 +103,9 @@ def test_every_config(family, case, device, tmp_path):
     prompt = prompt_of(70)
     logits, expected = (b.session(110).forward(prompt, all_logits=True) for b in (metal, cpu))
     assert difference(logits, expected) < SAME
-    assert greedy(config, metal.session(110), prompt[:25], 64)[0] == greedy(config, cpu.session(110), prompt[:25], 64)[0]
+    assert (
+        greedy(config, metal.session(110), prompt[:25], 64)[0] == greedy(config, cpu.session(110), prompt[:25], 64)[0]
+    )
 
 
 def test_a_context_of_several_parts(demo, libraries):

@@ -75,7 +75,7 @@ def check(t, kind, dim, schedule):
     rounding = ROUNDING[t]
     for has_w, has_bias in ((True, False), (True, True), (False, False)):
         w_here, bias_here = w if has_w else None, bias if has_bias else None
-        expected, bound = numpy_norm(kind, x, w_here, bias_here)
+        expected, bound = numpy_norm(kind, x, w_here, bias_here) if has_w else (x, 0)  # without w: x as it is
         y = norm(t, kind, x, w_here, bias_here, schedule=schedule)
         assert_close(y, expected, bound + rounding * (np.abs(expected) + bound) + 2.0**-25)
 
@@ -117,7 +117,9 @@ def test_norm_residual_without_weights(kind):
     rng = np.random.default_rng(1)
     y, x = rng.normal(size=(2, 2, 40)).astype(np.float32)
     expected, bound = numpy_norm(kind, y, None, None)
-    assert_close(norm_residual(kind, y, None, None, x, 1.0), x + expected, bound + 2 * U * (np.abs(x) + np.abs(expected)))
+    assert_close(
+        norm_residual(kind, y, None, None, x, 1.0), x + expected, bound + 2 * U * (np.abs(x) + np.abs(expected))
+    )
 
 
 def test_layer_norm_of_a_large_mean():
@@ -133,12 +135,14 @@ def test_layer_norm_of_a_large_mean():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eps_keeps_zeros_finite(kind):
-    np.testing.assert_array_equal(norm("f32", kind, np.zeros((2, 37), np.float32), eps=1e-6), 0)
+    np.testing.assert_array_equal(
+        norm("f32", kind, np.zeros((2, 37), np.float32), np.ones(37, np.float32), eps=1e-6), 0
+    )
 
 
 @pytest.mark.parametrize("eps", [0.5, 1e-6])
 def test_eps_is_added_to_the_mean_square(eps):
-    y = norm("f32", "rms", np.full((1, 20), 1e-3, np.float32), eps=eps)
+    y = norm("f32", "rms", np.full((1, 20), 1e-3, np.float32), np.ones(20, np.float32), eps=eps)
     np.testing.assert_allclose(y, 1e-3 / np.sqrt(1e-6 + eps), rtol=8 * U)
 
 
@@ -147,6 +151,6 @@ def test_damage_stays_in_its_row(kind):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3, 300)).astype(np.float32)
     x[1, 299] = np.nan
-    y = norm("f32", kind, x)
+    y = norm("f32", kind, x, np.ones(300, np.float32))
     assert np.isnan(y[1]).all()
     assert np.isfinite(y[[0, 2]]).all()
