@@ -39,9 +39,7 @@ def run_sanitized(
     # ThreadSanitizer wants the address space as it is without randomisation.
     prefix = [shutil.which("setarch") or "setarch", "-R"] if sanitizer == "thread" else []
     command = [*prefix, sys.executable, *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=capture, text=True, check=False, timeout=timeout_s
-    )
+    return subprocess.run(command, env=environment, capture_output=capture, text=True, check=False, timeout=timeout_s)
 
 
 if __name__ == "__main__":
