@@ -34,10 +34,10 @@ METAL_SIM_VECTORS(bool)
 // F for a type and its vectors; for the types that functions are overloaded on.
 #define METAL_SIM_WIDTHS(F, T) F(T) F(T##2) F(T##3) F(T##4)
 #define METAL_SIM_FLOATS(F) METAL_SIM_WIDTHS(F, float) METAL_SIM_WIDTHS(F, half)
-#define METAL_SIM_SMALL_INTEGERS(F)                                                                          \
-  METAL_SIM_WIDTHS(F, char)                                                                                  \
-  METAL_SIM_WIDTHS(F, uchar) METAL_SIM_WIDTHS(F, short) METAL_SIM_WIDTHS(F, ushort) METAL_SIM_WIDTHS(F, int) \
-      METAL_SIM_WIDTHS(F, uint)
+#define METAL_SIM_SMALL_INTEGERS(F) \
+  METAL_SIM_WIDTHS(F, char)         \
+  METAL_SIM_WIDTHS(F, uchar)        \
+  METAL_SIM_WIDTHS(F, short) METAL_SIM_WIDTHS(F, ushort) METAL_SIM_WIDTHS(F, int) METAL_SIM_WIDTHS(F, uint)
 #define METAL_SIM_INTEGERS(F) METAL_SIM_SMALL_INTEGERS(F) METAL_SIM_WIDTHS(F, long) METAL_SIM_WIDTHS(F, ulong)
 #define METAL_SIM_NUMBERS(F) METAL_SIM_FLOATS(F) METAL_SIM_INTEGERS(F)
 
@@ -70,20 +70,21 @@ Vector make_vec(Elements...);
   half3 name(half3, half3);    \
   half4 name(half4, half4);    \
   bfloat name(bfloat, bfloat) = delete;
-#define METAL_SIM_MATH                                                                                      \
-  METAL_SIM_MATH1(exp)                                                                                      \
-  METAL_SIM_MATH1(exp2) METAL_SIM_MATH1(exp10) METAL_SIM_MATH1(log) METAL_SIM_MATH1(log2)                   \
-      METAL_SIM_MATH1(log10) METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt) METAL_SIM_MATH1(sin)              \
-          METAL_SIM_MATH1(cos) METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin) METAL_SIM_MATH1(acos)             \
-              METAL_SIM_MATH1(atan) METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh) METAL_SIM_MATH1(tanh)       \
-                  METAL_SIM_MATH1(asinh) METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh)                      \
-                      METAL_SIM_MATH1(sinpi) METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor)                  \
-                          METAL_SIM_MATH1(ceil) METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint)                \
-                              METAL_SIM_MATH1(trunc) METAL_SIM_MATH1(fract) METAL_SIM_MATH1(fabs)           \
-                                  METAL_SIM_MATH1(sign) METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow)      \
-                                      METAL_SIM_MATH2(powr) METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2)    \
-                                          METAL_SIM_MATH2(fmin) METAL_SIM_MATH2(fmax) METAL_SIM_MATH2(fdim) \
-                                              METAL_SIM_MATH2(copysign) METAL_SIM_MATH2(nextafter)          \
+#define METAL_SIM_MATH                                                                                   \
+  METAL_SIM_MATH1(exp)                                                                                   \
+  METAL_SIM_MATH1(exp2)                                                                                  \
+  METAL_SIM_MATH1(exp10) METAL_SIM_MATH1(log) METAL_SIM_MATH1(log2) METAL_SIM_MATH1(log10)               \
+      METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt) METAL_SIM_MATH1(sin) METAL_SIM_MATH1(cos)             \
+          METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin) METAL_SIM_MATH1(acos) METAL_SIM_MATH1(atan)         \
+              METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh) METAL_SIM_MATH1(tanh) METAL_SIM_MATH1(asinh)   \
+                  METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh) METAL_SIM_MATH1(sinpi)                   \
+                      METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor) METAL_SIM_MATH1(ceil)                \
+                          METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint) METAL_SIM_MATH1(trunc)            \
+                              METAL_SIM_MATH1(fract) METAL_SIM_MATH1(fabs) METAL_SIM_MATH1(sign)         \
+                                  METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow) METAL_SIM_MATH2(powr)   \
+                                      METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2) METAL_SIM_MATH2(fmin) \
+                                          METAL_SIM_MATH2(fmax) METAL_SIM_MATH2(fdim)                    \
+                                              METAL_SIM_MATH2(copysign) METAL_SIM_MATH2(nextafter)       \
                                                   METAL_SIM_MATH2(step) METAL_SIM_MATH2(divide)
 METAL_SIM_MATH
 namespace fast {
@@ -143,11 +144,15 @@ uint mad24(uint, uint, uint);
 float4 unpack_unorm4x8_to_float(uint);
 float4 unpack_snorm4x8_to_float(uint);
 
-#define METAL_SIM_DECLARE(T)      \
-  T select(T, T, bool);           \
-  T##2 select(T##2, T##2, bool2); \
-  T##3 select(T##3, T##3, bool3); \
-  T##4 select(T##4, T##4, bool4);
+// A comparison of clang's vectors is a vector of integers, where Metal has one of bool: any mask is taken.
+#define METAL_SIM_DECLARE(T)     \
+  T select(T, T, bool);          \
+  template <class Mask>          \
+  T##2 select(T##2, T##2, Mask); \
+  template <class Mask>          \
+  T##3 select(T##3, T##3, Mask); \
+  template <class Mask>          \
+  T##4 select(T##4, T##4, Mask);
 METAL_SIM_DECLARE(float)
 METAL_SIM_DECLARE(half)
 METAL_SIM_DECLARE(bfloat)
@@ -171,12 +176,10 @@ METAL_SIM_DECLARE(half)
 #undef METAL_SIM_DECLARE
 bool isnan(bfloat) = delete;
 bool isinf(bfloat) = delete;
-bool any(bool2);
-bool any(bool3);
-bool any(bool4);
-bool all(bool2);
-bool all(bool3);
-bool all(bool4);
+template <class Mask>
+bool any(Mask);
+template <class Mask>
+bool all(Mask);
 
 #define METAL_SIM_DECLARE(T) \
   T dot(T##2, T##2);         \
