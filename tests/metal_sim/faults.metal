@@ -39,8 +39,7 @@ kernel void write_before_the_start(device float* y [[buffer(0)]], uint i [[threa
 
 kernel void vector_past_the_end(
     device const float* x [[buffer(0)]], device float* y [[buffer(1)]], uint i [[thread_position_in_grid]]) {
-  const float4 v = ((device const float4*)(x + i))[0];  // vector_past_the_end
-  y[i] = v.x + v.w;
+  y[i] = dot(((device const float4*)(x + i))[0], float4(1.0f));  // vector_past_the_end
 }
 
 kernel void past_the_end_of_threadgroup_memory(

@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "compile",
     "compile_file",
+    "default_sanitizer",
     "run_sanitized",
 ]
 
@@ -55,7 +56,7 @@ def compile(
     Raises ShaderError for what is not Metal, BackendError without a compiler.
     """
     if sanitize is None:
-        sanitize = _sanitize_by_default()
+        sanitize = default_sanitizer()
     table = translate(source, name, defines).with_table(kernels)
     return Library(build(table, name, sanitize, count), name, counts=count)
 
@@ -74,7 +75,8 @@ def compile_file(
     return compile(source, name=Path(path).name, sanitize=sanitize, count=count, defines=defines, kernels=kernels)
 
 
-def _sanitize_by_default() -> Sanitizer | None:
+def default_sanitizer() -> Sanitizer | None:
+    """What RUSSET_SIM_SANITIZE says. Raises UsageError if that has no meaning."""
     said = os.environ.get("RUSSET_SIM_SANITIZE", "")
     known: dict[str, Sanitizer | None] = {"": None, "address": "address", "thread": "thread"}
     if said not in known:

@@ -104,7 +104,9 @@ def _must(done: object) -> None:
 
 def shortened(messages: str) -> str:
     """What clang says, without the candidates that it did not take and the macros that it came through."""
-    noise = re.compile(r"note: (?:candidate|expanded from macro|previous|declared here)|^In file included from|^\s*(\d* \||$)")
+    noise = re.compile(
+        r"note: (?:candidate|expanded from macro|previous|declared here)|^In file included from|^\s*(\d* \||$)"
+    )
     lines = [line for line in messages.splitlines() if not noise.search(line)]
     return "\n".join([*lines[:40], *(["..."] if len(lines) > 40 else [])])
 
