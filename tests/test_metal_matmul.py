@@ -122,10 +122,10 @@ def test_sums_of_small_integers_are_exact(t, w):
 @pytest.mark.parametrize("w", STORED_AS)
 @pytest.mark.parametrize("t", DTYPES)
 def test_sums_of_small_integers_are_exact_at_every_size(t, w, schedule):
-    for n_rows in (1, 8, 31, 33, 63, 64, 65):
-        for n_tokens in (1, 7, 8, 9, 31, 32, 33):
-            for n_cols, n_groups in ((1, 1), (7, 2), (31, 3), (32, 4), (33, 5), (65, 6)):
-                group_size = GROUP_SIZES[(n_rows + n_tokens + n_cols) % 3]
+    for n_rows in (1, 31, 33, 64, 65):
+        for n_tokens in (1, 8, 31, 33):
+            for n_cols, n_groups in ((1, 1), (31, 2), (32, 3), (65, 4)):
+                group_size = GROUP_SIZES[(n_rows + n_tokens + n_groups) % 3]
                 check_integers(t, w, (n_rows, n_tokens, n_cols, n_groups), group_size, schedule)
 
 

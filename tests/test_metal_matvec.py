@@ -180,11 +180,11 @@ def test_sums_of_small_integers_are_exact(t, w):
 @pytest.mark.parametrize("w", STORED_AS)
 @pytest.mark.parametrize("t", DTYPES)
 def test_sums_of_small_integers_are_exact_at_every_size(t, w, schedule):
-    for n_rows in (1, 4, 7, 8, 9, 15, 16, 17, 33):
-        for n_tokens in (1, 2, 3, 4, 5, 9):
+    for n_rows in (1, 8, 9, 16, 17):
+        for n_tokens in (1, 2, 4, 5):
             for n_cols, n_groups in ((1, 1), (7, 2), (8, 3), (31, 4), (32, 5), (65, 8), (256, 9), (257, 17)):
-                for group_size in GROUP_SIZES[:1] if w in DTYPES else GROUP_SIZES:
-                    check_integers(t, w, (n_rows, n_tokens, n_cols, n_groups), group_size, schedule)
+                group_size = GROUP_SIZES[(n_rows + n_tokens + n_groups) % 3]
+                check_integers(t, w, (n_rows, n_tokens, n_cols, n_groups), group_size, schedule)
 
 
 SHAPES = [(1024, 1, 3072), (40, 3, 1024), (96, 2, 384)]

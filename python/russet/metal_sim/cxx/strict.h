@@ -45,6 +45,8 @@ namespace metal {
 
 template <class T, int n>
 using vec = T __attribute__((ext_vector_type(n)));
+template <class T, int n>
+using packed_vec = vec<T, n>;
 template <class Vector, class... Elements>
 Vector make_vec(Elements...);
 
