@@ -22,17 +22,17 @@ inline float capped(float score, float softcap) {
   return softcap > 0 ? softcap * tanh(score / softcap) : score;
 }
 
-// n neighbours, in the widest loads there are: `from` is a multiple of n or of 4.
+// n neighbours, in the widest loads there are. `from` is aligned to min(n, 4) of them.
 template <uint n, typename T>
-inline void load(device const T* from, thread T* to) {
+inline void load(device const T* from, thread float* to) {
   if (n == 1) {
-    to[0] = from[0];
+    to[0] = float(from[0]);
   } else if (n == 2) {
-    const vec<T, 2> two = *(device const vec<T, 2>*)from;
+    const float2 two = float2(*(device const vec<T, 2>*)from);
     for (uint i = 0; i < 2; ++i) to[i] = two[i];
   } else {
     for (uint i = 0; i < n; i += 4) {
-      const vec<T, 4> four = *(device const vec<T, 4>*)(from + i);
+      const float4 four = float4(*(device const vec<T, 4>*)(from + i));
       for (uint j = 0; j < 4; ++j) to[i + j] = four[j];
     }
   }
@@ -74,10 +74,11 @@ template <typename T, uint D>
   const uint at = inside ? lane * n : 0;
   float queries[kDecodeHeads][n], sums[kDecodeHeads][n], highest[kDecodeHeads], total[kDecodeHeads];
   for (uint h = 0; h < kDecodeHeads; ++h) {
-    T query[n];
-    load<n>(q + (row + min(h, n_heads - 1)) * head_dim + at, query);
-    for (uint i = 0; i < n; ++i) queries[h][i] = inside ? float(query[i]) * args.scale : 0;
-    for (uint i = 0; i < n; ++i) sums[h][i] = 0;
+    load<n>(q + (row + min(h, n_heads - 1)) * head_dim + at, queries[h]);
+    for (uint i = 0; i < n; ++i) {
+      queries[h][i] = inside ? queries[h][i] * args.scale : 0;
+      sums[h][i] = 0;
+    }
     highest[h] = kNoScore;
     total[h] = 0;
   }
@@ -93,12 +94,12 @@ template <typename T, uint D>
     float scores[kDecodeHeads][kKeys];
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
-      T k[n];
+      float k[n];
       load<n>(cache + offsets[j], k);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
         float dot = 0;
-        for (uint i = 0; i < n; ++i) dot += queries[h][i] * float(k[i]);
+        for (uint i = 0; i < n; ++i) dot += queries[h][i] * k[i];
         const float score = capped(simd_sum(dot), args.softcap);
         scores[h][j] = key + j < end ? score : -INFINITY;
       }
@@ -116,11 +117,11 @@ template <typename T, uint D>
     }
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
-      T v[n];
+      float v[n];
       load<n>(values + offsets[j], v);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
-        for (uint i = 0; i < n; ++i) sums[h][i] += scores[h][j] * float(v[i]);
+        for (uint i = 0; i < n; ++i) sums[h][i] += scores[h][j] * v[i];
       }
     }
   }
@@ -187,24 +188,32 @@ template <typename T>
 }
 
 // ---- many queries ----
-// A SIMD-group multiplies 8 queries with kTile keys at a time, by 8 x 8 matrices in registers: scores = Q K^T,
-// weights = exp(scores - maxima), sums = weights V (Dao et al., arXiv:2205.14135). No threadgroup memory, no
-// barriers: its neighbours, who need the same keys, find them in the cache that they share.
+// A SIMD-group attends 8 queries to kTile keys at a time, by 8 x 8 matrices in registers: scores = Q K^T,
+// weights = exp(scores - maxima), sums += weights V (Dao et al., arXiv:2205.14135). It needs no threadgroup memory
+// and no barrier; the keys it shares with its neighbours come from the cache of the core. The sums of 8 queries are
+// D / 4 floats a lane, 64 for D = 256; the queries are therefore loaded anew for each tile.
 //
-// In an 8 x 8 matrix a lane holds two neighbours of one row, as every Apple GPU so far lays them out:
-//   lane     0   1   8   9            row    lane / 16 * 4 + lane / 2 % 4
-//   column  0 1 2 3 4 5 6 7 of row 0  column lane / 8 % 2 * 4 + lane % 2 * 2, and the next
-// so a query's scores are in the four lanes that differ in bits 0 and 3 of their number.
+// Of an 8 x 8 matrix a lane has two neighbours of one row, as every Apple GPU so far lays them out:
+//   row     lane / 16 * 4 + lane / 2 % 4
+//   column  lane / 8 % 2 * 4 + lane % 2 * 2, and the next
+// so the scores of a query are in four lanes, whose numbers differ in bits 0 and 3.
 //
-// A sum over the head may take its numbers in any order, so matrix m takes as its column c not number 8 m + c,
-// but the numbers run * c + j of 8 * run: then what a lane needs for `run` matrices lies side by side in memory,
-// and is one load.
+// The numbers of a head may be dealt to the matrices in any order, as long as all agree. Column c of the matrices
+// run * r + j, j < run, is number (8 r + c) run + j: what a lane needs for `run` matrices is one load.
 //
-// Bound by arithmetic: 4 head_dim flops a query and key that it sees, 8 / 8 rows of every matrix in use but for the
-// tiles on the diagonal; 2 head_dim sizeof(T) bytes of cache a key for kPrefillQueries queries: 16 flops a byte f16
-// at the worst, if nothing stayed in the caches.
+// Bound by arithmetic: 4 head_dim flops for a query and a key, the diagonal's tiles in full. The bytes are
+// 2 head_dim sizeof(T) a key and 8 queries from the cache of the core, so 16 flops a byte of f16, and from memory a
+// fourth of that at the most, as the four SIMD-groups of a threadgroup go through the same keys.
 
 enum : uint { kTile = 32 };  // divides kCacheBlock: a tile is in one block of the cache
+
+// The matrix of which this lane has these two elements.
+inline simdgroup_float8x8 matrix_of(float left, float right) {
+  simdgroup_float8x8 matrix;
+  matrix.thread_elements()[0] = left;
+  matrix.thread_elements()[1] = right;
+  return matrix;
+}
 
 template <typename T, uint D>
 [[kernel]] void attention_prefill(
@@ -222,49 +231,44 @@ template <typename T, uint D>
   // The last queries see the most keys and begin first, so that no core is left alone with them.
   const uint first = ((n_groups.x - 1 - group.x) * kPrefillSimds + simd) * 8;
   if (first >= args.n_tokens) return;
-  const uint last = min(first + 7, args.n_tokens - 1), token = min(first + row, last);
-  const uint pos = args.pos + token, first_seen = first_key(pos, args.window);
-  const ulong at_query = (ulong(token) * args.n_heads + head) * head_dim;
+  const uint last = min(first + 7, args.n_tokens - 1);
+  const uint token = min(first + row, last), pos = args.pos + token, first_seen = first_key(pos, args.window);
+  q += (ulong(token) * args.n_heads + head) * head_dim;
+  out += (ulong(token) * args.n_heads + head) * head_dim;
 
-  simdgroup_matrix<T, 8, 8> queries[D / 8];
   simdgroup_float8x8 sums[D / 8];
 #pragma unroll
-  for (uint r = 0; r < n_runs; ++r)
-    for (uint e = 0; e < 2; ++e) {
-      const uint at = (8 * r + col + e) * run;
-      T query[run];
-      load<run>(q + at_query + min(at, head_dim - run), query);
-      for (uint j = 0; j < run; ++j) {
-        queries[r * run + j].thread_elements()[e] = at < head_dim ? query[j] : T(0);
-        sums[r * run + j].thread_elements()[e] = 0;
-      }
-    }
+  for (uint i = 0; i < D / 8; ++i) sums[i] = matrix_of(0, 0);
+  float highest = kNoScore, total = 0;  // of the lane's row; the total of the lane's columns
 
-  float highest = kNoScore, total = 0;  // of the lane's row; the total of its columns only
   const uint end = args.pos + last + 1;
   for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
     device const T* k = cache + key_offset(args.cache, kv_head, key);
     device const T* v = k + value_offset(args.cache);
-    const uint last_row = end - 1 - key;  // of the cache's: those after it may hold anything, NaN too
+    const uint last_row = end - 1 - key;  // read in place of those after it, which may hold anything, NaN too
 
     simdgroup_float8x8 scores[kTile / 8];
 #pragma unroll
-    for (uint f = 0; f < kTile / 8; ++f) scores[f] = make_filled_simdgroup_matrix<float, 8, 8>(0);
+    for (uint f = 0; f < kTile / 8; ++f) scores[f] = matrix_of(0, 0);
 #pragma unroll
     for (uint r = 0; r < n_runs; ++r) {
       if (8 * r * run >= head_dim) continue;
-      const uint at = min((8 * r + row) * run, head_dim - run);
+      const uint q_at = (8 * r + col) * run, k_at = min((8 * r + row) * run, head_dim - run);
+      float q_left[run], q_right[run];
+      load<run>(q + min(q_at, head_dim - run), q_left);
+      load<run>(q + min(q_at + run, head_dim - run), q_right);
+      for (uint j = 0; j < run; ++j) {
+        q_left[j] = q_at < head_dim ? q_left[j] : 0;
+        q_right[j] = q_at + run < head_dim ? q_right[j] : 0;
+      }
 #pragma unroll
       for (uint f = 0; f < kTile / 8; ++f) {
-        T left[run], right[run];
-        load<run>(k + min(8 * f + col, last_row) * head_dim + at, left);
-        load<run>(k + min(8 * f + col + 1, last_row) * head_dim + at, right);
-        for (uint j = 0; j < run; ++j) {
-          simdgroup_matrix<T, 8, 8> keys;
-          keys.thread_elements()[0] = left[j];
-          keys.thread_elements()[1] = right[j];
-          simdgroup_multiply_accumulate(scores[f], queries[r * run + j], keys, scores[f]);
-        }
+        float k_left[run], k_right[run];
+        load<run>(k + min(8 * f + col, last_row) * head_dim + k_at, k_left);
+        load<run>(k + min(8 * f + col + 1, last_row) * head_dim + k_at, k_right);
+        for (uint j = 0; j < run; ++j)
+          simdgroup_multiply_accumulate(scores[f], matrix_of(q_left[j], q_right[j]),
+                                        matrix_of(k_left[j], k_right[j]), scores[f]);
       }
     }
 
@@ -294,21 +298,18 @@ template <typename T, uint D>
 #pragma unroll
     for (uint r = 0; r < n_runs; ++r) {
       if (8 * r * run >= head_dim) continue;
-      const uint at = min((8 * r + col) * run, head_dim - run), next = min(at + run, head_dim - run);
       for (uint j = 0; j < run; ++j)
         for (uint e = 0; e < 2; ++e) sums[r * run + j].thread_elements()[e] *= rescale;
+      const uint left_at = min((8 * r + col) * run, head_dim - run), right_at = min(left_at + run, head_dim - run);
 #pragma unroll
       for (uint f = 0; f < kTile / 8; ++f) {
-        const uint value_row = min(8 * f + row, last_row) * head_dim;
-        T left[run], right[run];
-        load<run>(v + value_row + at, left);
-        load<run>(v + value_row + next, right);
-        for (uint j = 0; j < run; ++j) {
-          simdgroup_matrix<T, 8, 8> values;
-          values.thread_elements()[0] = left[j];
-          values.thread_elements()[1] = right[j];
-          simdgroup_multiply_accumulate(sums[r * run + j], scores[f], values, sums[r * run + j]);
-        }
+        device const T* v_row = v + min(8 * f + row, last_row) * head_dim;
+        float v_left[run], v_right[run];
+        load<run>(v_row + left_at, v_left);
+        load<run>(v_row + right_at, v_right);
+        for (uint j = 0; j < run; ++j)
+          simdgroup_multiply_accumulate(sums[r * run + j], scores[f], matrix_of(v_left[j], v_right[j]),
+                                        sums[r * run + j]);
       }
     }
   }
@@ -321,8 +322,7 @@ template <typename T, uint D>
     for (uint e = 0; e < 2; ++e) {
       const uint at = (8 * r + col + e) * run;
       if (at >= head_dim) continue;
-      for (uint j = 0; j < run; ++j)
-        out[at_query + at + j] = T(sums[r * run + j].thread_elements()[e] / total);
+      for (uint j = 0; j < run; ++j) out[at + j] = T(sums[r * run + j].thread_elements()[e] / total);
     }
 }
 
