@@ -117,7 +117,9 @@ def test_norm_residual_without_weights(kind):
     rng = np.random.default_rng(1)
     y, x = rng.normal(size=(2, 2, 40)).astype(np.float32)
     expected, bound = numpy_norm(kind, y, None, None)
-    assert_close(norm_residual(kind, y, None, None, x, 1.0), x + expected, bound + 2 * U * (np.abs(x) + np.abs(expected)))
+    assert_close(
+        norm_residual(kind, y, None, None, x, 1.0), x + expected, bound + 2 * U * (np.abs(x) + np.abs(expected))
+    )
 
 
 def test_layer_norm_of_a_large_mean():
