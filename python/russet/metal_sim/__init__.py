@@ -17,6 +17,8 @@ from pathlib import Path
 from russet.errors import ShaderError, SimulationError, UsageError
 from russet.metal_sim.build import Sanitizer, build
 from russet.metal_sim.library import Buffer, Constant, Kernel, Library, Report, Traffic
+from russet.metal_sim.sanitized import run_sanitized
+from russet.metal_sim.strict import check
 from russet.metal_sim.translate import translate
 from russet.metal_source import inlined
 
@@ -29,8 +31,10 @@ __all__ = [
     "ShaderError",
     "SimulationError",
     "Traffic",
+    "check",
     "compile",
     "compile_file",
+    "run_sanitized",
 ]
 
 
@@ -47,7 +51,7 @@ def compile(
 
     name stands for the text in messages; defines are NAME or NAME=VALUE; kernels are those to compile, by default all.
     sanitize builds for AddressSanitizer or ThreadSanitizer, by default what RUSSET_SIM_SANITIZE says: the process must
-    have its runtime preloaded, see `metal_sim.sanitized`. count=True counts the bytes that are read and written.
+    have its runtime preloaded, see run_sanitized(). count=True counts the bytes that are read and written.
     Raises ShaderError for what is not Metal, BackendError without a compiler.
     """
     if sanitize is None:

@@ -102,7 +102,7 @@ def preprocess(source: str, name: str, defines: Iterable[str] = ()) -> str:
     """The text without macros, comments and <metal_...> includes, with markers that tell file and line."""
     source = re.sub(r"^([ \t]*#[ \t]*include[ \t]*<(?:metal_\w+|simd/simd\.h)>).*$", "", source, flags=re.M)
     flags = (
-        "-x c++ -std=c++17 -E -undef -nostdinc -nostdinc++ -D__METAL__=1 -D__METAL_VERSION__=320 -D__HAVE_BFLOAT__=1"
+        "-x c++ -std=c++17 -E -undef -nostdinc -nostdinc++ -D__METAL__=1 -D__METAL_VERSION__=310 -D__HAVE_BFLOAT__=1"
     )
     done = toolchain.find().run(
         [*flags.split(), *(f"-D{define}" for define in defines), "-"], text=f'#line 1 "{name}"\n{source}'
@@ -137,7 +137,9 @@ class _Translator:
             raise ShaderError(f"{self.name}: no kernel is in it")
         self.threadgroup_variables()
         constants = tuple(self.function_constants())
-        return Translation(self.edited(), instances, constants)
+        # On parameters of other functions [[threadgroup(n)]] means nothing, and is no C++ without its first word.
+        text = re.sub(r"\[\[\s*threadgroup\s*\([^()]*\)\s*\]\]", "", self.edited())
+        return Translation(text, instances, constants)
 
     def replace(self, start: int, end: int, by: str) -> None:
         """Line ends and markers between start and end stay."""
@@ -170,6 +172,7 @@ class _Translator:
             yield Kernel(match["name"], parameters, _host_name(attributes), bool(re.search(r"\btemplate\s*<", before)))
 
     def parameters(self, start: int, end: int, kernel: str) -> Iterator[Parameter]:
+        next_buffer = 0  # where a buffer without an attribute goes
         for first, last in split(self.code, start, end):
             written = self.code[first:last]
             bare = re.sub(_ATTRIBUTE, "", written)
@@ -184,12 +187,16 @@ class _Translator:
                     optional |= one.startswith("function_constant")
                     attribute = _attribute(one) or attribute
                 self.replace(first + match.start(), first + match.end(), " " * len(match[0].split("\n")[0]))
+            if attribute is None and re.search(r"\b(?:device|constant)\b", bare):
+                attribute = f"Buffer<({next_buffer})>"
             if attribute is None:
                 raise ShaderError(
                     f"{self.name}: {kernel}: parameter {declared[1]}: expected [[buffer(n)]], [[threadgroup(n)]] or a "
                     f"thread's place, got {' '.join(written.split())}"
                 )
             index = re.fullmatch(r"\w+<\((\d+)\)>", attribute)
+            if index and attribute.startswith("Buffer"):
+                next_buffer = int(index[1]) + 1
             if index and int(index[1]) > 30:
                 raise ShaderError(f"{self.name}: {kernel}: {declared[1]}: index {index[1]}, and Metal has 0 to 30")
             yield Parameter(" ".join(bare[: declared.start()].split()), declared[1], attribute, optional)
@@ -216,7 +223,7 @@ class _Translator:
                 names.append(bare.split()[-1])
             else:
                 at = self.code.index("threadgroup", match.start())
-                self.replace(at, at + len("threadgroup"), "static     ")
+                self.replace(at, at + len("threadgroup"), "METAL_SIM_SHARED")
                 records = "".join(f" METAL_SIM_THREADGROUP_VARIABLE({name})" for name in names)
                 self.replace(match.end(), match.end(), records)
 

@@ -176,18 +176,10 @@ METAL_SIM_FLOAT_LIMITS(bfloat, uint16_t, 8, 0x0080, 0x7f7f, 0x7f80, 0x7fc0, 0x3c
 
 #undef METAL_SIM_FLOAT_LIMITS
 
-template <class To, class From>
-METAL_SIM_INLINE To as_type(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "as_type needs two types of equal size");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 template <class T>
 using uniform = T;
 template <class T>
-METAL_SIM_INLINE T make_uniform(T value) {
+METAL_SIM_INLINE constexpr T make_uniform(T value) {
   return value;
 }
 

@@ -305,6 +305,14 @@ struct packed_vec {
 template <class T, int size>
 struct VectorTraits<packed_vec<T, size>> : VectorTraits<vec<T, size>> {};
 
+template <class To, class From>
+METAL_SIM_INLINE To as_type(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "as_type needs two types of equal size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 }  // namespace metal
 
 #define METAL_SIM_VECTORS(T)                     \
@@ -314,12 +322,13 @@ struct VectorTraits<packed_vec<T, size>> : VectorTraits<vec<T, size>> {};
   using packed_##T##2 = metal::packed_vec<T, 2>; \
   using packed_##T##3 = metal::packed_vec<T, 3>; \
   using packed_##T##4 = metal::packed_vec<T, 4>;
-#define METAL_SIM_ALL_VECTORS                                                                          \
-  METAL_SIM_VECTORS(float)                                                                             \
-  METAL_SIM_VECTORS(half)                                                                              \
-  METAL_SIM_VECTORS(bfloat) METAL_SIM_VECTORS(char) METAL_SIM_VECTORS(uchar) METAL_SIM_VECTORS(short)  \
-      METAL_SIM_VECTORS(ushort) METAL_SIM_VECTORS(int) METAL_SIM_VECTORS(uint) METAL_SIM_VECTORS(long) \
-          METAL_SIM_VECTORS(ulong) METAL_SIM_VECTORS(bool)
+#define METAL_SIM_ALL_VECTORS                                                                         \
+  METAL_SIM_VECTORS(float)                                                                            \
+  METAL_SIM_VECTORS(half)                                                                             \
+  METAL_SIM_VECTORS(bfloat)                                                                           \
+  METAL_SIM_VECTORS(char) METAL_SIM_VECTORS(uchar) METAL_SIM_VECTORS(short) METAL_SIM_VECTORS(ushort) \
+      METAL_SIM_VECTORS(int) METAL_SIM_VECTORS(uint) METAL_SIM_VECTORS(long) METAL_SIM_VECTORS(ulong) \
+          METAL_SIM_VECTORS(bool)
 METAL_SIM_ALL_VECTORS
 namespace metal {  // metal::float4 is a name, too
 METAL_SIM_ALL_VECTORS

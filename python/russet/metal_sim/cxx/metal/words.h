@@ -8,6 +8,7 @@
     ::metal_sim::enter_kernel(__PRETTY_FUNCTION__, uint32_t(max_threads)); \
     return;                                                                \
   }
+#define METAL_SIM_SHARED static
 #define METAL_SIM_THREADGROUP_VARIABLE(name)                                                                 \
   static const ::metal_sim::ThreadgroupVariable name##_record_                                               \
       __attribute__((section("metal_sim_tg"), used, retain, no_sanitize("address"))) = {__PRETTY_FUNCTION__, \
