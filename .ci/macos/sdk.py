@@ -37,8 +37,10 @@ CLANG_19 = """\
 
 
 def write(path: Path, text: str) -> None:
+    """Leaves a file that says so already alone, and with it what was compiled from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def write_stub(path: Path, install_name: str, symbols: set[str]) -> None:
