@@ -121,9 +121,9 @@ struct RopeStoreArgs {
 // ---- attention: out = softmax(scale * q . k) v over positions (p - window, p] of the cache ----
 // with scores softcap * tanh(score / softcap) where softcap > 0; window 0: all positions up to p.
 //
-// attention_decode_T_D, for few queries: a threadgroup takes one token, up to kDecodeHeads query heads that share
-//   a key-value head, and one part of the keys; its SIMD-groups take keys in turn. With one part it writes out;
-//   with more it writes, for each part, the sum of exp(score - max) v, the max, and the sum of exp.
+// attention_decode_T_D, for few queries: a threadgroup takes one token, up to kDecodeHeads query heads that
+//   share a key-value head, and one part of the keys; its SIMD-groups take keys in turn. With one part it
+//   writes out; with more it writes, for each, the sum of exp(score - max) v, the max, and the sum of exp.
 //   buffers: q T [n_tokens, n_heads, head_dim], cache T, out T [n_tokens, n_heads, head_dim],
 //            partial float [n_tokens, n_heads, n_parts, head_dim + 2]
 //   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
@@ -135,9 +135,9 @@ struct RopeStoreArgs {
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
 // D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
 // 32, above that a multiple of 8. q, cache and out: aligned to 4 of their numbers.
-// kPrefillQueries: kPrefillSimds SIMD-groups with 8 queries each.
+// kPrefillQueries: kPrefillSimds SIMD-groups with 16 queries each.
 enum : uint32_t { kDecodeSimds = 8, kDecodeHeads = 4, kMaxParts = 32 };
-enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 32 };
+enum : uint32_t { kPrefillSimds = 4, kPrefillQueries = 64 };
 struct AttentionArgs {
   Cache cache;
   uint32_t n_tokens, n_heads, pos;  // pos: of the first token

@@ -1,14 +1,14 @@
-// attention: out[t, h] = sum_j softmax_j(cap(scale * q[t, h] . k[j])) v[j]    over the positions j of the cache
-// from max(0, p - window + 1) to p = pos + t, window 0: from 0;  cap(s) = softcap * tanh(s / softcap) or s
+// attention: out[t, h] = sum_j softmax_j(cap(scale * q[t, h] . k[j])) v[j]
+// over the positions j of the cache from max(0, p - window + 1), or 0 where window is 0, to p = pos + t;
+// cap(s) = softcap * tanh(s / softcap), or s where softcap is 0
 //
-//   shapes, buffers, grids: args.h; T in and out, scores, softmax and sums float
-//   D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any up to 32,
-//   above that a multiple of 8
+//   shapes, buffers, grids: args.h; q, k, v, out T; scores, softmax and sums float
+//   D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for
 //
-// All softmaxes are online (Milakov and Gimelshein, arXiv:1805.02867): what was summed under an older maximum is
-// scaled by exp(older - newer). Where nothing was seen the maximum is kNoScore, which is finite, so that two such
-// differ by 0 and not by NaN, and the sums are 0. A position that is not seen has the score -INFINITY: exp makes
-// a 0 of it whatever the maximum.
+// All softmaxes are online (Milakov and Gimelshein, arXiv:1805.02867): what was summed below an older
+// maximum is scaled by exp(older - newer). Where nothing has been seen the maximum is kNoScore, which is
+// finite, so that two of them differ by 0 and not by NaN. A position that must not be seen has the score
+// -INFINITY, of which exp makes 0 whatever the maximum.
 #include "args.h"
 #include "common/cache.h"
 
@@ -22,29 +22,31 @@ inline float capped(float score, float softcap) {
   return softcap > 0 ? softcap * tanh(score / softcap) : score;
 }
 
-// n neighbours, in the widest loads there are: `from` is a multiple of n or of 4.
+// n neighbours, in the widest loads there are. `from` is aligned to min(n, 4) of them.
 template <uint n, typename T>
-inline void load(device const T* from, thread T* to) {
+inline void load(device const T* from, thread float* to) {
   if (n == 1) {
-    to[0] = from[0];
+    to[0] = float(from[0]);
   } else if (n == 2) {
-    const vec<T, 2> two = *(device const vec<T, 2>*)from;
+    const float2 two = float2(*(device const vec<T, 2>*)from);
     for (uint i = 0; i < 2; ++i) to[i] = two[i];
   } else {
     for (uint i = 0; i < n; i += 4) {
-      const vec<T, 4> four = *(device const vec<T, 4>*)(from + i);
+      const float4 four = float4(*(device const vec<T, 4>*)(from + i));
       for (uint j = 0; j < 4; ++j) to[i + j] = four[j];
     }
   }
 }
 
 // ---- few queries ----
-// A SIMD-group holds up to kDecodeHeads queries in registers, D / 32 neighbouring numbers a lane, and takes
-// kKeys keys at a time: 2 kKeys loads are under way at once, and the heads share each. At the end the
-// SIMD-groups' sums meet in threadgroup memory, (D + 2 kDecodeHeads) kDecodeSimds floats: 8.25 KB for D = 256.
+// A SIMD-group holds up to kDecodeHeads queries in registers, D / 32 neighbouring numbers in a lane, and
+// takes kKeys keys at a time, so that their loads are under way together. At the end the sums of the SIMD-
+// groups meet in threadgroup memory, kDecodeSimds (D + 2 kDecodeHeads) floats: 8,448 bytes for D = 256.
 //
-// Bound by memory: 2 head_dim sizeof(T) bytes a key, for 4 head_dim flops a head. Every kDecodeHeads query heads
-// that share a key-value head read it once more.
+// Bound by memory: 2 head_dim sizeof(T) bytes of cache a key, for 4 head_dim flops a head: 1 to 4 flops a
+// byte of f16. Where more than kDecodeHeads query heads share a key-value head, each further group of them
+// reads it again. A part writes 4 (head_dim + 2) bytes a head, which attention_merge reads: of 128 keys
+// 1.6%.
 
 enum : uint { kKeys = 4 };
 
@@ -62,7 +64,7 @@ template <typename T, uint D>
   threadgroup float rows[kDecodeSimds][D];
 
   const uint head_dim = args.cache.head_dim, token = group.y, part = group.z;
-  const uint n_sharing = args.n_heads / args.cache.n_kv_heads;  // heads of a key-value head, in n_splits groups
+  const uint n_sharing = args.n_heads / args.cache.n_kv_heads;  // heads of a key-value head, in n_splits
   const uint n_splits = (n_sharing + kDecodeHeads - 1) / kDecodeHeads;
   const uint n_each = (n_sharing + n_splits - 1) / n_splits;
   const uint kv_head = group.x / n_splits, first = group.x % n_splits * n_each;
@@ -74,12 +76,12 @@ template <typename T, uint D>
   const uint at = inside ? lane * n : 0;
   float queries[kDecodeHeads][n], sums[kDecodeHeads][n], highest[kDecodeHeads], total[kDecodeHeads];
   for (uint h = 0; h < kDecodeHeads; ++h) {
-    T query[n];
-    load<n>(q + (row + min(h, n_heads - 1)) * head_dim + at, query);
-    for (uint i = 0; i < n; ++i) queries[h][i] = inside ? float(query[i]) * args.scale : 0;
-    for (uint i = 0; i < n; ++i) sums[h][i] = 0;
     highest[h] = kNoScore;
     total[h] = 0;
+    for (uint i = 0; i < n; ++i) sums[h][i] = 0;
+    if (h >= n_heads) continue;
+    load<n>(q + (row + h) * head_dim + at, queries[h]);
+    for (uint i = 0; i < n; ++i) queries[h][i] = inside ? queries[h][i] * args.scale : 0;
   }
 
   const uint pos = args.pos + token, first_seen = first_key(pos, args.window);
@@ -93,12 +95,12 @@ template <typename T, uint D>
     float scores[kDecodeHeads][kKeys];
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
-      T k[n];
+      float k[n];
       load<n>(cache + offsets[j], k);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
         float dot = 0;
-        for (uint i = 0; i < n; ++i) dot += queries[h][i] * float(k[i]);
+        for (uint i = 0; i < n; ++i) dot += queries[h][i] * k[i];
         const float score = capped(simd_sum(dot), args.softcap);
         scores[h][j] = key + j < end ? score : -INFINITY;
       }
@@ -116,11 +118,11 @@ template <typename T, uint D>
     }
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
-      T v[n];
+      float v[n];
       load<n>(values + offsets[j], v);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
-        for (uint i = 0; i < n; ++i) sums[h][i] += scores[h][j] * float(v[i]);
+        for (uint i = 0; i < n; ++i) sums[h][i] += scores[h][j] * v[i];
       }
     }
   }
@@ -157,8 +159,8 @@ template <typename T, uint D>
   }
 }
 
-// The parts of a head, each at most kMaxParts lanes knows one, are added on the scale of the highest score.
-// Bound by memory: 4 n_parts (head_dim + 2) bytes a head, which attention_decode has just written.
+// Adds up the parts of a head, on the scale of the highest score of all. Lane i knows the weight of part i.
+// Bound by the launch: 4 n_parts (head_dim + 2) bytes a head, just written.
 template <typename T>
 [[kernel]] void attention_merge(
     constant AttentionArgs& args  [[buffer(0)]],
@@ -187,24 +189,167 @@ template <typename T>
 }
 
 // ---- many queries ----
-// A SIMD-group multiplies 8 queries with kTile keys at a time, by 8 x 8 matrices in registers: scores = Q K^T,
-// weights = exp(scores - maxima), sums = weights V (Dao et al., arXiv:2205.14135). No threadgroup memory, no
-// barriers: its neighbours, who need the same keys, find them in the cache that they share.
+// A SIMD-group attends 16 queries to kTile keys at a time, by 8 x 8 matrices in registers: scores = Q K^T,
+// weights = exp(scores - maxima), sums += weights V (Dao et al., arXiv:2205.14135). It needs no threadgroup
+// memory and no barrier. The sums of 8 queries take D / 4 registers of the 128 that a thread can have: two
+// blocks of 8 queries share the keys they load up to D = 128, and come one after the other for D = 256. The
+// queries themselves are loaded anew for each tile.
 //
-// In an 8 x 8 matrix a lane holds two neighbours of one row, as every Apple GPU so far lays them out:
-//   lane     0   1   8   9            row    lane / 16 * 4 + lane / 2 % 4
-//   column  0 1 2 3 4 5 6 7 of row 0  column lane / 8 % 2 * 4 + lane % 2 * 2, and the next
-// so a query's scores are in the four lanes that differ in bits 0 and 3 of their number.
+// Of an 8 x 8 matrix a lane has two neighbours in a row, as every Apple GPU so far lays it out:
+//   row     lane / 16 * 4 + lane / 2 % 4
+//   column  lane / 8 % 2 * 4 + lane % 2 * 2, and the next
+// so a row is in four lanes, whose numbers differ in bits 0 and 3.
 //
-// A sum over the head may take its numbers in any order, so matrix m takes as its column c not number 8 m + c,
-// but the numbers run * c + j of 8 * run: then what a lane needs for `run` matrices lies side by side in memory,
-// and is one load.
+// The numbers of a head may be dealt to matrices in any order, as long as q and k agree, v and out. Column
+// c of the matrices run * r + j, j < run, is number (8 r + c) run + j: what a lane needs for `run` matrices
+// lies side by side in memory, and is one load.
 //
-// Bound by arithmetic: 4 head_dim flops a query and key that it sees, 8 / 8 rows of every matrix in use but for the
-// tiles on the diagonal; 2 head_dim sizeof(T) bytes of cache a key for kPrefillQueries queries: 16 flops a byte f16
-// at the worst, if nothing stayed in the caches.
+// Bound by arithmetic: 4 head_dim flops for a query and a key, tiles on the diagonal in full. A key's
+// 2 head_dim sizeof(T) bytes serve 16 queries, 16 flops a byte of f16, mostly out of the core's cache: the
+// SIMD-groups of a threadgroup go through the same keys.
 
-enum : uint { kTile = 32 };  // divides kCacheBlock: a tile is in one block of the cache
+enum : uint { kTile = 16 };  // divides kCacheBlock: a tile is in one block of the cache
+
+// The matrix of which this lane has these two elements.
+inline simdgroup_float8x8 matrix_of(float left, float right) {
+  simdgroup_float8x8 matrix;
+  matrix.thread_elements()[0] = left;
+  matrix.thread_elements()[1] = right;
+  return matrix;
+}
+
+// A row's maximum, or sum, for the four lanes that have it.
+inline float row_max(float value) {
+  value = max(value, simd_shuffle_xor(value, 1));
+  return max(value, simd_shuffle_xor(value, 8));
+}
+inline float row_sum(float value) {
+  value += simd_shuffle_xor(value, 1);
+  return value + simd_shuffle_xor(value, 8);
+}
+
+// The queries from `first` on, in n_blocks of 8.
+template <uint n_blocks, uint D, typename T>
+void attend(constant AttentionArgs& args, device const T* q, device const T* cache, device T* out, uint head,
+            uint first, uint lane) {
+  constexpr uint run = D == 32 ? 1 : 4, n_runs = D / 8 / run, n_keys = kTile / 8;
+  const uint row = lane / 16 * 4 + lane / 2 % 4, col = lane / 8 % 2 * 4 + lane % 2 * 2;
+  const uint head_dim = args.cache.head_dim, kv_head = head / (args.n_heads / args.cache.n_kv_heads);
+  if (first >= args.n_tokens) return;
+  const uint last = min(first + 8 * n_blocks, args.n_tokens) - 1;
+
+  uint pos[n_blocks], first_seen[n_blocks];
+  ulong at[n_blocks];  // of the lane's queries in q, and in out; those past the last are the last again
+  float highest[n_blocks], total[n_blocks];  // of the lane's rows; the totals of its columns alone
+  simdgroup_float8x8 sums[n_blocks][D / 8];
+#pragma unroll
+  for (uint b = 0; b < n_blocks; ++b) {
+    const uint token = min(first + 8 * b + row, last);
+    pos[b] = args.pos + token;
+    first_seen[b] = first_key(pos[b], args.window);
+    at[b] = (ulong(token) * args.n_heads + head) * head_dim;
+    highest[b] = kNoScore;
+    total[b] = 0;
+#pragma unroll
+    for (uint i = 0; i < D / 8; ++i) sums[b][i] = matrix_of(0, 0);
+  }
+
+  const uint end = args.pos + last + 1;
+  for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
+    device const T* k = cache + key_offset(args.cache, kv_head, key);
+    device const T* v = k + value_offset(args.cache);
+    const uint last_row = end - 1 - key;  // read in place of those after it, which may hold anything, NaN too
+
+    // scores = Q K^T
+    simdgroup_float8x8 scores[n_blocks][n_keys];
+#pragma unroll
+    for (uint b = 0; b < n_blocks; ++b)
+      for (uint f = 0; f < n_keys; ++f) scores[b][f] = matrix_of(0, 0);
+#pragma unroll
+    for (uint r = 0; r < n_runs; ++r) {
+      if (8 * r * run >= head_dim) continue;
+      float k_left[n_keys][run], k_right[n_keys][run];
+#pragma unroll
+      for (uint f = 0; f < n_keys; ++f) {
+        device const T* k_run = k + min((8 * r + row) * run, head_dim - run);
+        load<run>(k_run + min(8 * f + col, last_row) * head_dim, k_left[f]);
+        load<run>(k_run + min(8 * f + col + 1, last_row) * head_dim, k_right[f]);
+      }
+#pragma unroll
+      for (uint b = 0; b < n_blocks; ++b) {
+        const uint left = (8 * r + col) * run, right = left + run;
+        float q_left[run], q_right[run];
+        load<run>(q + at[b] + min(left, head_dim - run), q_left);
+        load<run>(q + at[b] + min(right, head_dim - run), q_right);
+        for (uint j = 0; j < run; ++j) {
+          const auto queries = matrix_of(left < head_dim ? q_left[j] : 0, right < head_dim ? q_right[j] : 0);
+          for (uint f = 0; f < n_keys; ++f)
+            simdgroup_multiply_accumulate(scores[b][f], queries, matrix_of(k_left[f][j], k_right[f][j]),
+                                          scores[b][f]);
+        }
+      }
+    }
+
+    // scores become weights, exp(cap(scale * scores) - highest)
+#pragma unroll
+    for (uint b = 0; b < n_blocks; ++b) {
+      float top = highest[b];
+      for (uint f = 0; f < n_keys; ++f)
+        for (uint e = 0; e < 2; ++e) {
+          const uint key_pos = key + 8 * f + col + e;
+          const float score = capped(scores[b][f].thread_elements()[e] * args.scale, args.softcap);
+          const float seen = first_seen[b] <= key_pos && key_pos <= pos[b] ? score : -INFINITY;
+          scores[b][f].thread_elements()[e] = seen;
+          top = max(top, seen);
+        }
+      top = row_max(top);
+      const float rescale = exp(highest[b] - top);
+      highest[b] = top;
+      total[b] *= rescale;
+      for (uint f = 0; f < n_keys; ++f)
+        for (uint e = 0; e < 2; ++e) {
+          const float weight = exp(scores[b][f].thread_elements()[e] - top);
+          scores[b][f].thread_elements()[e] = weight;
+          total[b] += weight;
+        }
+#pragma unroll
+      for (uint i = 0; i < D / 8; ++i)
+        for (uint e = 0; e < 2; ++e) sums[b][i].thread_elements()[e] *= rescale;
+    }
+
+    // sums += weights V
+#pragma unroll
+    for (uint r = 0; r < n_runs; ++r) {
+      if (8 * r * run >= head_dim) continue;
+      const uint left = min((8 * r + col) * run, head_dim - run), right = min(left + run, head_dim - run);
+#pragma unroll
+      for (uint f = 0; f < n_keys; ++f) {
+        device const T* v_row = v + min(8 * f + row, last_row) * head_dim;
+        float v_left[run], v_right[run];
+        load<run>(v_row + left, v_left);
+        load<run>(v_row + right, v_right);
+        for (uint j = 0; j < run; ++j) {
+          const auto values = matrix_of(v_left[j], v_right[j]);
+          for (uint b = 0; b < n_blocks; ++b)
+            simdgroup_multiply_accumulate(sums[b][r * run + j], scores[b][f], values, sums[b][r * run + j]);
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (uint b = 0; b < n_blocks; ++b) {
+    const float of_row = row_sum(total[b]);
+    const uint n_numbers = first + 8 * b + row <= last ? head_dim : 0;
+#pragma unroll
+    for (uint r = 0; r < n_runs; ++r)
+      for (uint e = 0; e < 2; ++e) {
+        const uint i = (8 * r + col + e) * run;
+        for (uint j = 0; j < run && i < n_numbers; ++j)
+          out[at[b] + i + j] = T(sums[b][r * run + j].thread_elements()[e] / of_row);
+      }
+  }
+}
 
 template <typename T, uint D>
 [[kernel]] void attention_prefill(
@@ -214,116 +359,11 @@ template <typename T, uint D>
     device T* out                 [[buffer(3)]],
     uint2 group [[threadgroup_position_in_grid]], uint2 n_groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]]) {
-  constexpr uint run = D == 32 ? 1 : 4, n_runs = D / 8 / run;
-  const uint row = lane / 16 * 4 + lane / 2 % 4, col = lane / 8 % 2 * 4 + lane % 2 * 2;
-  const uint head_dim = args.cache.head_dim, head = group.y;
-  const uint kv_head = head / (args.n_heads / args.cache.n_kv_heads);
-
   // The last queries see the most keys and begin first, so that no core is left alone with them.
-  const uint first = ((n_groups.x - 1 - group.x) * kPrefillSimds + simd) * 8;
-  if (first >= args.n_tokens) return;
-  const uint last = min(first + 7, args.n_tokens - 1), token = min(first + row, last);
-  const uint pos = args.pos + token, first_seen = first_key(pos, args.window);
-  const ulong at_query = (ulong(token) * args.n_heads + head) * head_dim;
-
-  simdgroup_matrix<T, 8, 8> queries[D / 8];
-  simdgroup_float8x8 sums[D / 8];
-#pragma unroll
-  for (uint r = 0; r < n_runs; ++r)
-    for (uint e = 0; e < 2; ++e) {
-      const uint at = (8 * r + col + e) * run;
-      T query[run];
-      load<run>(q + at_query + min(at, head_dim - run), query);
-      for (uint j = 0; j < run; ++j) {
-        queries[r * run + j].thread_elements()[e] = at < head_dim ? query[j] : T(0);
-        sums[r * run + j].thread_elements()[e] = 0;
-      }
-    }
-
-  float highest = kNoScore, total = 0;  // of the lane's row; the total of its columns only
-  const uint end = args.pos + last + 1;
-  for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
-    device const T* k = cache + key_offset(args.cache, kv_head, key);
-    device const T* v = k + value_offset(args.cache);
-    const uint last_row = end - 1 - key;  // of the cache's: those after it may hold anything, NaN too
-
-    simdgroup_float8x8 scores[kTile / 8];
-#pragma unroll
-    for (uint f = 0; f < kTile / 8; ++f) scores[f] = make_filled_simdgroup_matrix<float, 8, 8>(0);
-#pragma unroll
-    for (uint r = 0; r < n_runs; ++r) {
-      if (8 * r * run >= head_dim) continue;
-      const uint at = min((8 * r + row) * run, head_dim - run);
-#pragma unroll
-      for (uint f = 0; f < kTile / 8; ++f) {
-        T left[run], right[run];
-        load<run>(k + min(8 * f + col, last_row) * head_dim + at, left);
-        load<run>(k + min(8 * f + col + 1, last_row) * head_dim + at, right);
-        for (uint j = 0; j < run; ++j) {
-          simdgroup_matrix<T, 8, 8> keys;
-          keys.thread_elements()[0] = left[j];
-          keys.thread_elements()[1] = right[j];
-          simdgroup_multiply_accumulate(scores[f], queries[r * run + j], keys, scores[f]);
-        }
-      }
-    }
-
-    float top = highest;
-#pragma unroll
-    for (uint f = 0; f < kTile / 8; ++f)
-      for (uint e = 0; e < 2; ++e) {
-        const uint key_pos = key + 8 * f + col + e;
-        const float score = capped(scores[f].thread_elements()[e] * args.scale, args.softcap);
-        const float seen = first_seen <= key_pos && key_pos <= pos ? score : -INFINITY;
-        scores[f].thread_elements()[e] = seen;
-        top = max(top, seen);
-      }
-    top = max(top, simd_shuffle_xor(top, 1));
-    top = max(top, simd_shuffle_xor(top, 8));
-    const float rescale = exp(highest - top);
-    highest = top;
-    total *= rescale;
-#pragma unroll
-    for (uint f = 0; f < kTile / 8; ++f)
-      for (uint e = 0; e < 2; ++e) {
-        const float weight = exp(scores[f].thread_elements()[e] - top);
-        scores[f].thread_elements()[e] = weight;
-        total += weight;
-      }
-
-#pragma unroll
-    for (uint r = 0; r < n_runs; ++r) {
-      if (8 * r * run >= head_dim) continue;
-      const uint at = min((8 * r + col) * run, head_dim - run), next = min(at + run, head_dim - run);
-      for (uint j = 0; j < run; ++j)
-        for (uint e = 0; e < 2; ++e) sums[r * run + j].thread_elements()[e] *= rescale;
-#pragma unroll
-      for (uint f = 0; f < kTile / 8; ++f) {
-        const uint value_row = min(8 * f + row, last_row) * head_dim;
-        T left[run], right[run];
-        load<run>(v + value_row + at, left);
-        load<run>(v + value_row + next, right);
-        for (uint j = 0; j < run; ++j) {
-          simdgroup_matrix<T, 8, 8> values;
-          values.thread_elements()[0] = left[j];
-          values.thread_elements()[1] = right[j];
-          simdgroup_multiply_accumulate(sums[r * run + j], scores[f], values, sums[r * run + j]);
-        }
-      }
-    }
-  }
-
-  total += simd_shuffle_xor(total, 1);
-  total += simd_shuffle_xor(total, 8);
-  if (first + row > last) return;
-#pragma unroll
-  for (uint r = 0; r < n_runs; ++r)
-    for (uint e = 0; e < 2; ++e) {
-      const uint at = (8 * r + col + e) * run;
-      if (at >= head_dim) continue;
-      for (uint j = 0; j < run; ++j)
-        out[at_query + at + j] = T(sums[r * run + j].thread_elements()[e] / total);
-    }
+  const uint first = (n_groups.x - 1 - group.x) * kPrefillQueries + simd * 16;
+  constexpr uint n_blocks = D <= 128 ? 2 : 1;
+  for (uint b = 0; b < 2; b += n_blocks)
+    attend<n_blocks, D>(args, q, cache, out, group.y, first + 8 * b, lane);
 }
 
 template [[host_name("attention_decode_f32_32")]]   [[kernel]] decltype(attention_decode<float, 32>)   attention_decode<float, 32>;

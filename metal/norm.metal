@@ -6,10 +6,11 @@
 //   shapes and buffers: args.h; x, w, bias and all sums float
 //   grid: a threadgroup of kNormThreads a token, its threads side by side along the row
 //
-// Bound by memory: about 4 flops a number, which norm_T reads once from memory (4 bytes) and writes once
-// (sizeof(T)); norm_residual reads two and writes one (12 bytes). The mean of squares comes first, so a row is
-// read twice, and a third time for the mean of a layer norm, whose squares are of x - mean: sum(x^2) - n mean^2
-// would lose a large mean's variance. A row is at most some 32 KB, and the later times it comes from the cache.
+// Bound by memory: some 4 flops a number. norm_T reads a number (4 bytes) and writes one (sizeof(T)),
+// norm_residual reads two and writes one (12 bytes). The sum of squares comes first, so a row is read
+// twice, and of a layer norm a third time, for the mean before it: sum(x^2) - n mean^2 would lose the
+// variance beside a large mean. A row is at most some 32 KB, and after the first time comes out of the
+// cache.
 #include "args.h"
 #include "common/reduce.h"
 

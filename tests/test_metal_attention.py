@@ -132,7 +132,7 @@ DECODE = {
     ],
 }
 
-# Many: 8 queries a SIMD-group, 32 a threadgroup; tiles of 32 keys.
+# Many: 16 queries a SIMD-group, in blocks of 8, 64 a threadgroup; tiles of 16 keys.
 PREFILL = {
     32: [
         Case(1, 1, 1, n_tokens=1, pos=0),
@@ -140,25 +140,26 @@ PREFILL = {
         Case(8, 2, 2, n_tokens=8, pos=3),
         Case(10, 3, 1, n_tokens=9, pos=30),
         Case(20, 4, 2, n_tokens=31, pos=1, window=3),
-        Case(31, 1, 1, n_tokens=33, pos=0, softcap=2.0),
-        Case(32, 2, 1, n_tokens=65, pos=0, window=20),
+        Case(31, 1, 1, n_tokens=65, pos=0, softcap=2.0),
+        Case(32, 2, 1, n_tokens=130, pos=0, window=20),
     ],
     64: [
-        Case(40, 1, 1, n_tokens=5, pos=60),
-        Case(40, 2, 2, n_tokens=32, pos=0),
-        Case(64, 6, 2, n_tokens=40, pos=0),
+        Case(40, 1, 1, n_tokens=15, pos=60),
+        Case(48, 2, 2, n_tokens=63, pos=0),
+        Case(64, 6, 2, n_tokens=64, pos=1),
         Case(64, 2, 1, n_tokens=12, pos=300, window=70, softcap=20.0),
     ],
     128: [
         Case(72, 1, 1, n_tokens=3, pos=64),
-        Case(80, 2, 1, n_tokens=34, pos=0),
+        Case(80, 2, 1, n_tokens=33, pos=0),
         Case(96, 2, 2, n_tokens=17, pos=31, window=1),
-        Case(128, 2, 1, n_tokens=41, pos=63),
+        Case(128, 2, 1, n_tokens=70, pos=63),
     ],
     256: [
+        Case(136, 1, 1, n_tokens=24, pos=0),
         Case(160, 1, 1, n_tokens=6, pos=33),
         Case(192, 1, 1, n_tokens=10, pos=0, softcap=50.0),
-        Case(256, 2, 1, n_tokens=36, pos=30, window=40),
+        Case(256, 2, 1, n_tokens=66, pos=30, window=40),
     ],
 }
 KERNELS = {"decode": (decode, DECODE), "prefill": (prefill, PREFILL)}
@@ -178,12 +179,12 @@ def test_matches_numpy(kernel, t, layout):
 @pytest.mark.parametrize("t", DTYPES)
 @pytest.mark.parametrize("head_dim", [4, 6, 10, 16, 20, 32, 40, 64, 80, 96, 112, 128, 192, 256])
 def test_matches_numpy_at_every_length(head_dim, t, schedule):
-    for pos in (0, 1, 30, 31, 32, 62, 63, 64, 127, 128, 1000):
-        for window, softcap in ((0, 0.0), (1, 3.0), (33, 0.0), (64, 30.0)):
+    for pos in (0, 15, 16, 31, 62, 63, 64, 300):
+        for window, softcap in ((0, 0.0), (1, 3.0), (33, 30.0)):
             case = Case(head_dim, 6, 2, pos=pos, window=window, softcap=softcap)
-            for n_tokens, n_parts in ((1, 1), (1, 5), (3, 2)):
+            for n_tokens, n_parts in ((1, 1), (2, 5)):
                 check(decode, t, replace(case, n_tokens=n_tokens, n_parts=n_parts), schedule)
-            for n_tokens in (1, 8, 35):
+            for n_tokens in (1, 35):
                 check(prefill, t, replace(case, n_heads=2, n_tokens=n_tokens), schedule)
 
 

@@ -4,12 +4,13 @@ import gc
 
 import numpy as np
 import pytest
+import torch
 
 import russet
 from russet import BackendError, UsageError, _core, metal_sim, metal_source
 from russet.backends.metal import MetalBackend, MetalProduct
 from russet.quantization import Quantization, quantize_matrix
-from tiny_models import CASES, bound, greedy, load, make_case, prompt_of
+from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
 
 PROMPT = "Once upon a time there was"
 
@@ -284,3 +285,55 @@ def test_planted_mistakes_of_the_host_are_noticed(fault, libraries, small, devic
             unnoticed.append(at)
     assert n_dispatches > 60
     assert unnoticed == []
+
+
+# ---- what decode is bound by ----
+
+
+@pytest.mark.slow
+def test_decode_moves_little_more_than_weights_and_cache(tmp_path):
+    """Bytes that the dispatches of one token must bring from memory: Qwen3-0.6B's shape in int8, 28 layers.
+
+    One layer and 4,096 rows of the head are run and counted; both go as often as the real model has them.
+    """
+    n_layers, vocab_size, rows, depth = 28, 151_936, 4096, 40
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
+    make(
+        tmp_path,
+        "qwen3",
+        dtype=torch.bfloat16,
+        num_hidden_layers=1,
+        head_dim=128,
+        vocab_size=rows,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        **sizes,
+    )
+    counting = [metal_sim.compile_file(p, count=p.stem != "matmul") for p in metal_source.shaders()]
+    device = _core.MetalDevice.simulated([str(library.path) for library in counting])
+    config, weights = bound(tmp_path, quantize="int8")
+    backend = MetalBackend(config, weights, device)
+    session = backend.session(64)
+    session.forward(prompt_of(depth))
+    before = device.traffic()
+    session.forward([1])
+    done = {kernel: count_since(before.get(kernel), now) for kernel, now in device.traffic().items()}
+
+    head = {"matvec_float_f32_int8_bf16"}
+    n_bytes = {kernel: d["read_distinct"] + d["written_distinct"] for kernel, d in done.items()}
+    layer = sum(n for kernel, n in n_bytes.items() if kernel not in head and "embed" not in kernel)
+    moved = n_layers * layer + sum(n_bytes[kernel] for kernel in head) * vocab_size / rows
+
+    per_weight = 1 + 2 * 2 / 128  # a code; a scale and a bias in bf16 for 128
+    matrices = 1024 * (2048 + 2 * 1024 + 3 * 3072) + 2048 * 1024
+    needed = (n_layers * matrices + vocab_size * 1024) * per_weight
+    needed += n_layers * 2 * (depth + 1) * 8 * 128 * 2
+    print(f"\n{moved / 1e6:.1f} MB a token, {needed / 1e6:.1f} MB of them weights and cache: {moved / needed:.4f}")
+    assert needed < moved < 1.05 * needed
+
+    dispatches = sum(d["dispatches"] for kernel, d in done.items() if kernel not in head and "embed" not in kernel)
+    assert dispatches == 6  # a layer's, each of which needs all that the one before has written
+
+
+def count_since(before, now):
+    return {name: n - (before or {}).get(name, 0) for name, n in now.items()}

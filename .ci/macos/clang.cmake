@@ -2,9 +2,10 @@
 include(${CMAKE_CURRENT_LIST_DIR}/macos.cmake)
 set(CMAKE_CXX_COMPILER clang++-19)
 set(CMAKE_CXX_COMPILER_TARGET arm64-apple-macos14.0)
-# Without a version of Apple's linker clang leaves out what lld needs.
 set(CMAKE_CXX_FLAGS_INIT
-    "-mlinker-version=1000 -nostdinc++ -isystem /usr/lib/llvm-19/include/c++/v1 -include $ENV{SDK}/clang_19.h")
+    "-nostdinc++ -isystem $ENV{SDK}/libcxx -isystem /usr/lib/llvm-19/include/c++/v1 -include $ENV{SDK}/clang_19.h")
+# Without a version of Apple's linker clang leaves out what lld needs.
+string(APPEND CMAKE_CXX_FLAGS_INIT " -mlinker-version=1000")
 set(CMAKE_EXE_LINKER_FLAGS_INIT -fuse-ld=lld)
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -fuse-ld=lld)
 foreach(tool AR RANLIB STRIP INSTALL_NAME_TOOL)

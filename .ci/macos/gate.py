@@ -46,7 +46,10 @@ class Wheel:
 
 def read(path: Path, files: Path) -> Wheel:
     zipfile.ZipFile(path).extractall(files)
-    (core,) = files.glob("russet/_core.*.so")
+    cores = sorted(files.glob("russet/_core*.so"))
+    if len(cores) != 1:
+        raise Fault(f"expected one russet/_core.*.so, got {', '.join(core.name for core in cores) or 'none'}")
+    core = cores[0]
     commands = said_by("llvm-otool-19", "-l", core)
     undefined = said_by("llvm-nm-19", "--format=darwin", "--undefined-only", core)
     return Wheel(
@@ -139,8 +142,12 @@ CHECKS = (tag, machine, oldest_macos, libraries, blas, metal, objc, symbols, sha
 def main(path: Path) -> int:
     n_faults = 0
     with tempfile.TemporaryDirectory() as files:
-        wheel = read(path, Path(files))
         print(path.name)
+        try:
+            wheel = read(path, Path(files))
+        except Fault as fault:
+            print(f"  FAIL  core: {fault}")
+            return 1
         for check in CHECKS:
             try:
                 verdict = f"ok    {check.__name__}: {check(wheel)}"

@@ -37,8 +37,10 @@ CLANG_19 = """\
 
 
 def write(path: Path, text: str) -> None:
+    """Leaves a file that says so already alone, and with it what was compiled from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def write_stub(path: Path, install_name: str, symbols: set[str]) -> None:
@@ -103,6 +105,9 @@ def make(sdk: Path, mlx_metal: Path) -> None:
     for path, text in HEADERS.items():
         write(sdk / FRAMEWORKS / path, text)
     write(sdk / "clang_19.h", CLANG_19)
+    # libc++ 19 knows which macOS brought which of its symbols; on Linux it is told not to look.
+    site = Path("/usr/lib/llvm-19/include/c++/v1/__config_site").read_text()
+    write(sdk / "libcxx/__config_site", site.replace("#define _LIBCPP_HAS_NO_VENDOR_AVAILABILITY_ANNOTATIONS", ""))
 
 
 if __name__ == "__main__":

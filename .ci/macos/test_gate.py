@@ -35,6 +35,7 @@ def verdict(tmp_path):
         macos: str = "14.0",
         options: tuple[str, ...] = LINKED,
         tag: str = TAG,
+        cores: tuple[str, ...] = ("_core.cpython-311-darwin.so",),
         change_shader=lambda text: text,
     ) -> tuple[int, list[str]]:
         core = tmp_path / "core.so"
@@ -43,7 +44,8 @@ def verdict(tmp_path):
         subprocess.run(command, input=source, text=True, check=True)
         path = tmp_path / f"russet-0.1.0-{tag}.whl"
         with zipfile.ZipFile(path, "w") as wheel:
-            wheel.write(core, "russet/_core.cpython-311-darwin.so")
+            for name in cores:
+                wheel.write(core, f"russet/{name}")
             for shader in SHADERS.rglob("*"):
                 if shader.suffix in (".metal", ".h"):
                     text = shader.read_text()
@@ -77,6 +79,11 @@ def test_a_sound_wheel_passes(verdict):
         ({"source": SOUND.replace("objc_msgSend(), ", "")}, "objc: not imported from libobjc: _objc_msgSend"),
         ({"change_shader": lambda text: None}, "shaders: not in russet/metal: args.h"),
         ({"change_shader": lambda text: text + " "}, "shaders: with another text in russet/metal: args.h"),
+        ({"cores": ()}, "core: expected one russet/_core.*.so, got none"),
+        (
+            {"cores": ("_core.darwin.so", "_core.linux.so")},
+            "core: expected one russet/_core.*.so, got _core.darwin.so, _core.linux.so",
+        ),
         ({"macos": "15.0"}, "oldest_macos: expected 14.0, got 15.0"),
         (
             {"tag": "cp311-cp311-linux_x86_64"},

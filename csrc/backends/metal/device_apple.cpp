@@ -215,8 +215,7 @@ class AppleDevice : public Device {
   void compile(const std::string& source) {
     NS::Error* error = nullptr;
     auto library = NS::TransferPtr(gpu_->newLibrary(ns_string(source), safe_math().get(), &error));
-    check(bool(library), ErrorKind::device, "metal: Apple's compiler refuses the text that begins with '",
-          source.substr(0, source.find('\n')), "': ", words(error));
+    check(bool(library), ErrorKind::device, "metal: Apple's compiler refuses a shader: ", words(error));
     libraries_.push_back(std::move(library));
   }
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from russet.errors import ShaderError, SimulationError, UsageError
 from russet.metal_sim.build import Sanitizer, build
 from russet.metal_sim.library import Buffer, Constant, Kernel, Library, Report, Traffic
+from russet.metal_sim.sanitized import run_sanitized
+from russet.metal_sim.strict import check
 from russet.metal_sim.translate import translate
 from russet.metal_source import inlined
 
@@ -29,8 +31,11 @@ __all__ = [
     "ShaderError",
     "SimulationError",
     "Traffic",
+    "check",
     "compile",
     "compile_file",
+    "default_sanitizer",
+    "run_sanitized",
 ]
 
 
@@ -47,11 +52,11 @@ def compile(
 
     name stands for the text in messages; defines are NAME or NAME=VALUE; kernels are those to compile, by default all.
     sanitize builds for AddressSanitizer or ThreadSanitizer, by default what RUSSET_SIM_SANITIZE says: the process must
-    have its runtime preloaded, see `metal_sim.sanitized`. count=True counts the bytes that are read and written.
+    have its runtime preloaded, see run_sanitized(). count=True counts the bytes that are read and written.
     Raises ShaderError for what is not Metal, BackendError without a compiler.
     """
     if sanitize is None:
-        sanitize = _sanitize_by_default()
+        sanitize = default_sanitizer()
     table = translate(source, name, defines).with_table(kernels)
     return Library(build(table, name, sanitize, count), name, counts=count)
 
@@ -70,7 +75,8 @@ def compile_file(
     return compile(source, name=Path(path).name, sanitize=sanitize, count=count, defines=defines, kernels=kernels)
 
 
-def _sanitize_by_default() -> Sanitizer | None:
+def default_sanitizer() -> Sanitizer | None:
+    """What RUSSET_SIM_SANITIZE says. Raises UsageError if that has no meaning."""
     said = os.environ.get("RUSSET_SIM_SANITIZE", "")
     known: dict[str, Sanitizer | None] = {"": None, "address": "address", "thread": "thread"}
     if said not in known:

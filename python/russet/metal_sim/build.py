@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ def build(text: str, name: str, sanitize: Sanitizer | None, count: bool) -> Path
         objects = Path(folder) / "kernels.o"
         done = clang.run(["-x", "c++", *kernel_flags, "-I", str(CXX), "-c", "-", "-o", str(objects)], text=text)
         if done.returncode:
-            raise ShaderError(f"{name}: clang refuses it:\n{_shortened(done.stderr)}")
+            raise ShaderError(f"{name}: clang refuses it:\n{shortened(done.stderr)}")
         linked = Path(folder) / "kernels.so"
         _must(clang.run([*flags, *link_flags, str(objects), str(runtime), "-o", str(linked)]))
         os.replace(linked, library)
@@ -98,11 +99,15 @@ def _runtime(clang: toolchain.Toolchain, flags: Sequence[str]) -> Path:
 
 def _must(done: object) -> None:
     if getattr(done, "returncode", 1):
-        raise ShaderError(f"the simulator itself does not compile:\n{_shortened(getattr(done, 'stderr', ''))}")
+        raise ShaderError(f"the simulator itself does not compile:\n{shortened(getattr(done, 'stderr', ''))}")
 
 
-def _shortened(messages: str) -> str:
-    lines = messages.strip().splitlines()
+def shortened(messages: str) -> str:
+    """What clang says, without the candidates that it did not take and the macros that it came through."""
+    noise = re.compile(
+        r"note: (?:candidate|expanded from macro|previous|declared here)|^In file included from|^\s*(\d* \||$)"
+    )
+    lines = [line for line in messages.splitlines() if not noise.search(line)]
     return "\n".join([*lines[:40], *(["..."] if len(lines) > 40 else [])])
 
 

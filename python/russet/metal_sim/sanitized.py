@@ -1,6 +1,6 @@
 """Kernels under AddressSanitizer or ThreadSanitizer: a Python with the sanitizer's runtime in it.
 
-    python -m russet.metal_sim.sanitized thread -m pytest tests/test_metal_sim.py
+    python -m russet.metal_sim thread -m pytest tests/test_metal_sim.py
 
 runs Python with everything behind the sanitizer's name. In there, compile() builds for that sanitizer unless it is
 told otherwise, so tests need not know. A fault is printed with the line of the .metal file, and the process fails: at
@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from russet.metal_sim import toolchain
 from russet.metal_sim.build import Sanitizer
 
-# Red zones as large as a kernel may overshoot; CPython keeps some memory to its end on purpose.
+# What `python -m russet.metal_sim` may be told, and what it says to the runtime: red zones as large as a
+# kernel may overshoot. CPython keeps some memory to its end on purpose.
 _OPTIONS = {
     "address": ("ASAN_OPTIONS", "detect_leaks=0:redzone=2048:max_redzone=2048"),
     "thread": ("TSAN_OPTIONS", "report_signal_unsafe=0:ignore_noninstrumented_modules=0"),
@@ -39,13 +40,4 @@ def run_sanitized(
     # ThreadSanitizer wants the address space as it is without randomisation.
     prefix = [shutil.which("setarch") or "setarch", "-R"] if sanitizer == "thread" else []
     command = [*prefix, sys.executable, *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=capture, text=True, check=False, timeout=timeout_s
-    )
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in _OPTIONS:
-        sys.exit("usage: python -m russet.metal_sim.sanitized {address,thread} ARGUMENTS OF PYTHON...")
-    chosen: Sanitizer = "address" if sys.argv[1] == "address" else "thread"
-    sys.exit(run_sanitized(sys.argv[2:], chosen, capture=False).returncode)
+    return subprocess.run(command, env=environment, capture_output=capture, text=True, check=False, timeout=timeout_s)

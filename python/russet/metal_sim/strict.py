@@ -14,7 +14,7 @@ from pathlib import Path
 
 from russet.errors import ShaderError
 from russet.metal_sim import toolchain
-from russet.metal_sim.build import CXX
+from russet.metal_sim.build import CXX, shortened
 from russet.metal_sim.translate import closing, translate
 
 _FLAGS = [
@@ -37,7 +37,8 @@ _ABSENT = {
     r"\b(?:goto|dynamic_cast|typeid|thread_local|virtual|throw|try|catch|new)\b": "Metal has no {0}",
     r"(?<=[=(,{])\s*\[[&=\w,\s]*\]\s*\([^()]*\)\s*(?:->[^{]*)?\{": "Metal has no lambdas",
 }
-_VECTOR = r"(?:(?:metal\s*::\s*)?vec\s*<[^<>;(){}]*>|(?:metal\s*::\s*)?(?:float|half|bfloat|u?char|u?short|u?int|u?long|bool)[234])"
+_ELEMENT = "float|half|bfloat|u?char|u?short|u?int|u?long|bool"
+_VECTOR = rf"(?:(?:metal\s*::\s*)?(?:vec\s*<[^<>;(){{}}]*>|(?:{_ELEMENT})[234]))"
 _ALIAS = re.compile(rf"\busing\s+(\w+)\s*=\s*(?:typename\s+)?{_VECTOR}\s*;|\btypedef\s+{_VECTOR}\s+(\w+)\s*;")
 _MARKER = re.compile(r'^# (\d+) "([^"]*)".*$', re.M)
 
@@ -54,7 +55,8 @@ def check(source: str, *, name: str, defines: Iterable[str] = ()) -> None:
     if not said:  # otherwise clang would say the same in other words
         said = list(_refused(text))
     if said:
-        raise ShaderError("the strict pass refuses it:\n" + "\n".join(said))
+        spoken = "\n".join(said).replace("__bf16", "bfloat").replace("_Float16", "half")
+        raise ShaderError(f"{name}: the strict pass refuses it:\n{spoken}")
 
 
 def _refused(text: str) -> Iterator[str]:
@@ -63,24 +65,38 @@ def _refused(text: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:  # zig does not know -fsyntax-only
         done = clang.run([*flags, "-c", "-", "-o", str(Path(folder) / "checked.o")], text=text)
         if done.returncode:
-            yield done.stderr.strip()
+            yield shortened(done.stderr)
             return
-        # A C-style cast may change the address space in C++, and may not in Metal.
         dump = clang.run([*flags, "-Xclang", "-ast-dump", "-c", "-", "-o", str(Path(folder) / "dumped.o")], text=text)
-    yield from _address_space_casts(dump.stdout)
+    yield from dict.fromkeys(_refused_conversions(dump.stdout))  # each once, though it is in every instance
 
 
-def _address_space_casts(dump: str) -> Iterator[str]:
-    """A dump gives a location only where it differs from the one before."""
+def _refused_conversions(dump: str) -> Iterator[str]:
+    """What C++ converts and Metal does not: pointers to another address space, and other floats to bfloat.
+
+    `dump` is clang's, of the syntax tree; a row of it gives a location only where it differs from the one before.
+    """
     file, line = "?", "?"
-    for row in dump.splitlines():
-        for location in re.finditer(r"(?:(?P<file>[^\s<>,:]+):)?(?:line:)?(?P<line>\d+):\d+\b", row.split("'")[0]):
-            if location["file"] and location["file"] != "col":
-                file = location["file"] if location["file"] != "line" else file
+    rows = dump.splitlines()
+    for row, next_row in zip(rows, [*rows[1:], ""], strict=True):
+        unquoted = row.split(" '")[0]
+        for location in re.finditer(r"(?:(?P<file>[^\s<>,:]+):)?(?P<line>\d+):\d+\b", unquoted):
+            if location["file"] not in ("col", None):
+                file = file if location["file"] == "line" else location["file"]
                 line = location["line"]
-        if "<AddressSpaceConversion>" in row and "Cast" in row:
-            types = re.findall(r"'([^']*)'", row)
-            yield f"{file}:{line}: a cast to another address space: to {types[0] if types else '?'}"
+        types = re.findall(r"'([^']*)'", row)
+        if "<AddressSpaceConversion>" in row:
+            yield f"{file}:{line}: a cast to another address space, to {types[0]}"
+        if "part_of_explicit_cast" in row or "__bf16" not in row + next_row or not types:
+            continue
+        computed = re.search(r"CompoundAssignOperator.*ComputeResultTy='(\w+)'", row)
+        if "ImplicitCastExpr" in row and "<FloatingCast>" in row:
+            from_bfloat = "__bf16" in next_row and "__bf16" not in row
+            if "__bf16" in row or (from_bfloat and types[0] == "half"):
+                given = "bfloat" if from_bfloat else "another float"
+                yield f"{file}:{line}: {given} becomes {types[0]} without a cast, which Metal does not do"
+        elif computed and computed[1] not in ("bfloat", "__bf16"):
+            yield f"{file}:{line}: {computed[1]} becomes {types[0]} without a cast, which Metal does not do"
 
 
 def _absent_words(text: str) -> Iterator[str]:

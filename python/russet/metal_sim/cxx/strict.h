@@ -34,10 +34,10 @@ METAL_SIM_VECTORS(bool)
 // F for a type and its vectors; for the types that functions are overloaded on.
 #define METAL_SIM_WIDTHS(F, T) F(T) F(T##2) F(T##3) F(T##4)
 #define METAL_SIM_FLOATS(F) METAL_SIM_WIDTHS(F, float) METAL_SIM_WIDTHS(F, half)
-#define METAL_SIM_SMALL_INTEGERS(F)                                                                          \
-  METAL_SIM_WIDTHS(F, char)                                                                                  \
-  METAL_SIM_WIDTHS(F, uchar) METAL_SIM_WIDTHS(F, short) METAL_SIM_WIDTHS(F, ushort) METAL_SIM_WIDTHS(F, int) \
-      METAL_SIM_WIDTHS(F, uint)
+#define METAL_SIM_SMALL_INTEGERS(F) \
+  METAL_SIM_WIDTHS(F, char)         \
+  METAL_SIM_WIDTHS(F, uchar)        \
+  METAL_SIM_WIDTHS(F, short) METAL_SIM_WIDTHS(F, ushort) METAL_SIM_WIDTHS(F, int) METAL_SIM_WIDTHS(F, uint)
 #define METAL_SIM_INTEGERS(F) METAL_SIM_SMALL_INTEGERS(F) METAL_SIM_WIDTHS(F, long) METAL_SIM_WIDTHS(F, ulong)
 #define METAL_SIM_NUMBERS(F) METAL_SIM_FLOATS(F) METAL_SIM_INTEGERS(F)
 
@@ -72,21 +72,23 @@ Vector make_vec(Elements...);
   half3 name(half3, half3);    \
   half4 name(half4, half4);    \
   bfloat name(bfloat, bfloat) = delete;
-#define METAL_SIM_MATH                                                                                      \
-  METAL_SIM_MATH1(exp)                                                                                      \
-  METAL_SIM_MATH1(exp2) METAL_SIM_MATH1(exp10) METAL_SIM_MATH1(log) METAL_SIM_MATH1(log2)                   \
-      METAL_SIM_MATH1(log10) METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt) METAL_SIM_MATH1(sin)              \
-          METAL_SIM_MATH1(cos) METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin) METAL_SIM_MATH1(acos)             \
-              METAL_SIM_MATH1(atan) METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh) METAL_SIM_MATH1(tanh)       \
-                  METAL_SIM_MATH1(asinh) METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh)                      \
-                      METAL_SIM_MATH1(sinpi) METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor)                  \
-                          METAL_SIM_MATH1(ceil) METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint)                \
-                              METAL_SIM_MATH1(trunc) METAL_SIM_MATH1(fract) METAL_SIM_MATH1(fabs)           \
-                                  METAL_SIM_MATH1(sign) METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow)      \
-                                      METAL_SIM_MATH2(powr) METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2)    \
-                                          METAL_SIM_MATH2(fmin) METAL_SIM_MATH2(fmax) METAL_SIM_MATH2(fdim) \
-                                              METAL_SIM_MATH2(copysign) METAL_SIM_MATH2(nextafter)          \
-                                                  METAL_SIM_MATH2(step) METAL_SIM_MATH2(divide)
+#define METAL_SIM_MATH                                                                                       \
+  METAL_SIM_MATH1(exp)                                                                                       \
+  METAL_SIM_MATH1(exp2)                                                                                      \
+  METAL_SIM_MATH1(exp10)                                                                                     \
+  METAL_SIM_MATH1(log)                                                                                       \
+  METAL_SIM_MATH1(log2) METAL_SIM_MATH1(log10) METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt)                  \
+      METAL_SIM_MATH1(sin) METAL_SIM_MATH1(cos) METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin)                   \
+          METAL_SIM_MATH1(acos) METAL_SIM_MATH1(atan) METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh)            \
+              METAL_SIM_MATH1(tanh) METAL_SIM_MATH1(asinh) METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh)     \
+                  METAL_SIM_MATH1(sinpi) METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor) METAL_SIM_MATH1(ceil) \
+                      METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint) METAL_SIM_MATH1(trunc)                    \
+                          METAL_SIM_MATH1(fract) METAL_SIM_MATH1(fabs) METAL_SIM_MATH1(sign)                 \
+                              METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow) METAL_SIM_MATH2(powr)           \
+                                  METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2) METAL_SIM_MATH2(fmin)         \
+                                      METAL_SIM_MATH2(fmax) METAL_SIM_MATH2(fdim) METAL_SIM_MATH2(copysign)  \
+                                          METAL_SIM_MATH2(nextafter) METAL_SIM_MATH2(step)                   \
+                                              METAL_SIM_MATH2(divide)
 METAL_SIM_MATH
 namespace fast {
 METAL_SIM_MATH
@@ -145,11 +147,15 @@ uint mad24(uint, uint, uint);
 float4 unpack_unorm4x8_to_float(uint);
 float4 unpack_snorm4x8_to_float(uint);
 
-#define METAL_SIM_DECLARE(T)      \
-  T select(T, T, bool);           \
-  T##2 select(T##2, T##2, bool2); \
-  T##3 select(T##3, T##3, bool3); \
-  T##4 select(T##4, T##4, bool4);
+// A comparison of clang's vectors is a vector of integers, where Metal has one of bool: any mask is taken.
+#define METAL_SIM_DECLARE(T)     \
+  T select(T, T, bool);          \
+  template <class Mask>          \
+  T##2 select(T##2, T##2, Mask); \
+  template <class Mask>          \
+  T##3 select(T##3, T##3, Mask); \
+  template <class Mask>          \
+  T##4 select(T##4, T##4, Mask);
 METAL_SIM_DECLARE(float)
 METAL_SIM_DECLARE(half)
 METAL_SIM_DECLARE(bfloat)
@@ -173,12 +179,10 @@ METAL_SIM_DECLARE(half)
 #undef METAL_SIM_DECLARE
 bool isnan(bfloat) = delete;
 bool isinf(bfloat) = delete;
-bool any(bool2);
-bool any(bool3);
-bool any(bool4);
-bool all(bool2);
-bool all(bool3);
-bool all(bool4);
+template <class Mask>
+bool any(Mask);
+template <class Mask>
+bool all(Mask);
 
 #define METAL_SIM_DECLARE(T) \
   T dot(T##2, T##2);         \
@@ -291,48 +295,42 @@ void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<
 template <class D, class A, class B>
 void simdgroup_multiply(simdgroup_matrix<D, 8, 8>&, simdgroup_matrix<A, 8, 8>, simdgroup_matrix<B, 8, 8>);
 
-// ---- atomics: relaxed, of int, uint and float, of bool to load and store
+// ---- atomics: relaxed; of int and uint all, of float sums, of bool loads and stores
 
 enum memory_order { memory_order_relaxed };
 template <class T>
-struct atomic {
-  T value;
-};
+using atomic = _Atomic(T);  // of a class, an array in threadgroup memory could not be declared
 using atomic_int = atomic<int>;
 using atomic_uint = atomic<uint>;
 using atomic_float = atomic<float>;
 using atomic_bool = atomic<bool>;
-template <class T>
-struct Same {
-  using type = T;
-};
-#define METAL_SIM_DECLARE(space)                                                                    \
-  template <class T>                                                                                \
-  T atomic_load_explicit(const volatile space atomic<T>*, memory_order);                            \
-  template <class T>                                                                                \
-  void atomic_store_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);      \
-  template <class T>                                                                                \
-  T atomic_exchange_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);      \
-  template <class T>                                                                                \
-  T atomic_fetch_add_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  T atomic_fetch_sub_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  T atomic_fetch_and_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  T atomic_fetch_or_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);      \
-  template <class T>                                                                                \
-  T atomic_fetch_xor_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  T atomic_fetch_min_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  T atomic_fetch_max_explicit(volatile space atomic<T>*, typename Same<T>::type, memory_order);     \
-  template <class T>                                                                                \
-  bool atomic_compare_exchange_weak_explicit(volatile space atomic<T>*, T*, typename Same<T>::type, \
-                                             memory_order, memory_order);
-METAL_SIM_DECLARE(METAL_SIM_DEVICE)
-METAL_SIM_DECLARE(METAL_SIM_THREADGROUP)
+#define METAL_SIM_DECLARE(space, T)                                        \
+  T atomic_load_explicit(const volatile space _Atomic(T)*, memory_order);  \
+  void atomic_store_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  T atomic_exchange_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  bool atomic_compare_exchange_weak_explicit(volatile space _Atomic(T)*, T*, T, memory_order, memory_order);
+#define METAL_SIM_DECLARE_SUMS(space, T)                                    \
+  METAL_SIM_DECLARE(space, T)                                               \
+  T atomic_fetch_add_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  T atomic_fetch_sub_explicit(volatile space _Atomic(T)*, T, memory_order);
+#define METAL_SIM_DECLARE_ALL(space, T)                                     \
+  METAL_SIM_DECLARE_SUMS(space, T)                                          \
+  T atomic_fetch_and_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  T atomic_fetch_or_explicit(volatile space _Atomic(T)*, T, memory_order);  \
+  T atomic_fetch_xor_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  T atomic_fetch_min_explicit(volatile space _Atomic(T)*, T, memory_order); \
+  T atomic_fetch_max_explicit(volatile space _Atomic(T)*, T, memory_order);
+METAL_SIM_DECLARE_ALL(METAL_SIM_DEVICE, int)
+METAL_SIM_DECLARE_ALL(METAL_SIM_DEVICE, uint)
+METAL_SIM_DECLARE_SUMS(METAL_SIM_DEVICE, float)
+METAL_SIM_DECLARE(METAL_SIM_DEVICE, bool)
+METAL_SIM_DECLARE_ALL(METAL_SIM_THREADGROUP, int)
+METAL_SIM_DECLARE_ALL(METAL_SIM_THREADGROUP, uint)
+METAL_SIM_DECLARE(METAL_SIM_THREADGROUP, float)
+METAL_SIM_DECLARE(METAL_SIM_THREADGROUP, bool)
 #undef METAL_SIM_DECLARE
+#undef METAL_SIM_DECLARE_SUMS
+#undef METAL_SIM_DECLARE_ALL
 
 }  // namespace metal
 
