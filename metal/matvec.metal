@@ -73,8 +73,8 @@ struct Place {
   }
 };
 
-// W n for N tokens and R rows of the SIMD-group from its `first` on; a lane gets the sum of its place, or 0 where
-// that is of other rows. Rows and tokens past the last are read as the last.
+// W n for N tokens and R rows of the SIMD-group, from its row `first` on. A lane gets the sum of its place,
+// or 0 where that is of other rows. Rows and tokens past the last are read as the last.
 template <uint N, uint R, typename W, typename X>
 float product_of(W matrix, uint n_rows, Input<X> in, Place place, uint first) {
   const uint first_row = place.first_row + first, last = n_rows - 1 - first_row;
