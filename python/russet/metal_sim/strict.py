@@ -118,7 +118,8 @@ def place(text: str, at: int) -> str:
 def _with_vectors_made(text: str) -> str:
     """`float4(a, b)` as `::metal::make_vec<float4>(a, b)`: clang's vectors have no such constructors in C++."""
     aliases = {name for match in _ALIAS.finditer(text) for name in match.groups() if name}
-    constructor = re.compile("|".join([rf"(?<![\w:]){_VECTOR}", *(rf"\b{alias}" for alias in aliases)]) + r"(?=\s*\()")
+    names = "|".join([rf"(?<![\w:]){_VECTOR}", *(rf"\b{alias}" for alias in sorted(aliases))])
+    constructor = re.compile(rf"(?:{names})(?=\s*\()")
     pieces, at = [], 0
     for match in constructor.finditer(text):
         behind = text[closing(text, text.index("(", match.end())) :].lstrip()[:1]
