@@ -4,8 +4,12 @@ import json
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
 
 import russet
+from russet import metal_source
+
+SHADERS = Path(__file__).parents[1] / "metal"
 
 #: What `import russet` leaves for the functions that need it, or never takes.
 LATE = (
@@ -40,6 +44,15 @@ def test_types_and_demo_model_are_installed():
     demo = {file.name: len(file.read_bytes()) for file in files.joinpath("demo").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(demo)
     assert sum(demo.values()) <= 4_000_000
+
+
+def test_shaders_and_what_they_include_are_installed():
+    def texts(folder):
+        files = [path for path in folder.rglob("*") if path.suffix in (".metal", ".h")]
+        return {path.relative_to(folder): path.read_text() for path in files}
+
+    assert Path("args.h") in texts(SHADERS)
+    assert texts(metal_source.metal_folder()) == texts(SHADERS)
 
 
 def test_every_public_name_is_there():

@@ -15,7 +15,8 @@ from russet.backends.cpu import CpuBackend
 from russet.checkpoint import open_checkpoint
 from russet.config import Config, Reader
 from russet.models import family_of
-from russet.weights import bind
+from russet.quantization import Quantization
+from russet.weights import Weights, bind, plan_quantization
 
 logging.disable_progress_bar()
 
@@ -313,13 +314,21 @@ def read_config(values: dict) -> Config:
     return family_of(hf).config(hf)
 
 
-def load(folder: Path, **options) -> tuple[Config, CpuBackend]:
-    """The checkpoint as russet runs it."""
+def bound(folder: Path, *, quantize: str | None = None, **options) -> tuple[Config, Weights]:
+    """The checkpoint's numbers, and its weights by role."""
     checkpoint = open_checkpoint(folder)
     hf = Reader(checkpoint.config)
     family = family_of(hf)
     config = family.config(hf)
-    weights = bind(checkpoint.tensors, family.sources(hf, config), config, ignored=family.IGNORED, **options)
+    sources = family.sources(hf, config)
+    if quantize:
+        options["plan"] = plan_quantization(checkpoint.tensors, sources, Quantization.of(quantize))
+    return config, bind(checkpoint.tensors, sources, config, ignored=family.IGNORED, **options)
+
+
+def load(folder: Path, **options) -> tuple[Config, CpuBackend]:
+    """The checkpoint as russet runs it."""
+    config, weights = bound(folder, **options)
     return config, CpuBackend(config, weights, threads=1)
 
 

@@ -1,7 +1,9 @@
 // Ops: the seven fused operations a device must give. forward() is written against them alone.
 //
-// Activations are f32 matrices with one row per token of the batch, in memory the device owns
-// (activations()). An operation may return before it is done, as long as the next one sees its result.
+// Activations are matrices with one row per token of the batch, in memory the device owns (activations()).
+// x, the residual stream, is f32 on every device; what the other matrices are made of is the device's own
+// choice, and forward() only hands them on. An operation may return before it is done, as long as the next
+// one sees its result.
 #pragma once
 #include <initializer_list>
 
@@ -11,9 +13,10 @@
 
 namespace russet {
 
-// [n_tokens, ...] f32 each. `hidden` holds what the gate makes; `attended` what attention makes.
+// [n_tokens, ...] each. `hidden` holds what the gate makes; `attended` what attention makes.
 struct Activations {
-  float *x, *q, *k, *v, *attended, *hidden;
+  float* x;
+  void *q, *k, *v, *attended, *hidden;
 };
 
 struct Ops {
@@ -29,25 +32,25 @@ struct Ops {
   // outputs[i] = weights[i](norm(x)): one norm, read by all of them; without a norm x goes in as it is
   struct LinearOut {
     const Linear& linear;
-    float* y;
+    void* y;
   };
   virtual void norm_linear(const NormWeights& norm, const float* x, int n_tokens,
                            std::initializer_list<LinearOut> outputs) = 0;
 
   // Norms and rotates q and k by position (layer's norms and rope, each may be absent), stores k and v in the
   // caches.
-  virtual void rope_store(const Batch& batch, int layer, const LayerWeights& weights, float* q, float* k,
-                          const float* v) = 0;
+  virtual void rope_store(const Batch& batch, int layer, const LayerWeights& weights, void* q, void* k,
+                          const void* v) = 0;
 
   // out = causal attention of q over the caches, which hold the batch's own keys by now
-  virtual void attention(const Batch& batch, int layer, const float* q, float* out) = 0;
+  virtual void attention(const Batch& batch, int layer, const void* q, void* out) = 0;
 
   // hidden = activation(gate(norm(x))) * up(norm(x)); without an up the activation alone
   virtual void norm_gate(const NormWeights& norm, const Linear& gate, const Linear& up, const float* x,
-                         int n_tokens, float* hidden) = 0;
+                         int n_tokens, void* hidden) = 0;
 
   // x += residual_scale * post_norm(linear(y)); the norm may be absent
-  virtual void linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y,
+  virtual void linear_residual(const Linear& linear, const NormWeights& post_norm, const void* y,
                                int n_tokens, float* x) = 0;
 
   // logits[i] = softcap(logits_scale * head(norm(x[logit_rows[i]]))), [n_logit_rows, vocab_size] in the

@@ -83,10 +83,17 @@ inline Affine affine_of(const pybind11::array& codes, const pybind11::array& sca
           group_size};
 }
 
-// A matrix in one of its two forms: (array, dtype name) or a PackedMatrix.
+// MLX's arrays as they are, and what keeps them.
+struct AffineMatrix {
+  pybind11::array codes, scales, biases;
+  Affine view;
+};
+
+// A matrix in one of its forms: (array, dtype name), a PackedMatrix or an AffineMatrix.
 inline Matrix matrix_of(const pybind11::handle& tensor) {
-  if (pybind11::isinstance<PackedMatrix>(tensor)) return {{}, tensor.cast<const PackedMatrix&>().view};
-  return {view_of(tensor), {}};
+  if (pybind11::isinstance<PackedMatrix>(tensor)) return {.packed = tensor.cast<const PackedMatrix&>().view};
+  if (pybind11::isinstance<AffineMatrix>(tensor)) return {.affine = tensor.cast<const AffineMatrix&>().view};
+  return {.floats = view_of(tensor)};
 }
 
 }  // namespace russet

@@ -6,15 +6,15 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "backends/cpu/cpu_ops.h"
 #include "bindings/arrays.h"
+#include "bindings/model.h"
 #include "core/check.h"
 #include "core/cpu.h"
 #include "core/machine.h"
@@ -22,7 +22,6 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/qmatmul/crossover.h"
 #include "kv_cache/kv_cache.h"
-#include "model/forward.h"
 #include "sampler/sampler.h"
 #include "weights/affine.h"
 #include "weights/arena.h"
@@ -31,22 +30,16 @@ namespace py = pybind11;
 using namespace russet;
 
 void bind_kernels(py::module_& m);
+void bind_metal(py::module_& m);
 
 namespace {
 
 void raise_in_python(const Error& e) {
-  static constexpr const char* kClasses[] = {"UsageError", "WeightsError", "ContextFull", "NotEnoughMemory",
-                                             "NumericalError"};
+  static constexpr const char* kClasses[] = {"UsageError",      "WeightsError",   "ContextFull",
+                                             "NotEnoughMemory", "NumericalError", "BackendError"};
   const py::object error = py::module_::import("russet.errors").attr(kClasses[size_t(e.kind)]);
   PyErr_SetString(error.ptr(), e.what());
 }
-
-// A model on the core's side: its numbers, its views, and the Python arrays that own what they view.
-struct Model {
-  Config config;
-  Weights weights;
-  std::vector<py::object> owners;
-};
 
 const float* vector_of(const py::handle& data, int* dim) {
   check(py::isinstance<Array<float>>(data), ErrorKind::weights,
@@ -146,6 +139,17 @@ std::shared_ptr<Arena> arena_from_file(int file, size_t offset, size_t n_bytes, 
   return arena;
 }
 
+// A copy of the array that lies in the arena.
+py::array keep_in(const std::shared_ptr<Arena>& arena, const py::array& array) {
+  check(array.flags() & py::array::c_style, ErrorKind::usage, "arena: expected a contiguous array");
+  char* memory = arena->take(size_t(array.nbytes()));
+  std::memcpy(memory, array.data(), size_t(array.nbytes()));
+  const std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+  py::array kept(array.dtype(), shape, memory, py::cast(arena));
+  kept.attr("flags").attr("writeable") = false;
+  return kept;
+}
+
 // One that lies in `memory` at `offset`, as it lay in its arena.
 PackedMatrix packed_in(const py::array& memory, size_t offset, int n_rows, int n_cols, int bits,
                        int group_size, const std::string& dtype, bool symmetric) {
@@ -216,10 +220,6 @@ Model make_model(const Config& config, const py::dict& tensors) {
   return model;
 }
 
-// One sequence's part of a call: its cache, its next tokens, the length its rope is chosen for, and whether
-// it wants logits of all its tokens or of the last alone.
-using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
-
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
   Cpu(const Config& c, int n_threads, int n_prefill_threads)
@@ -228,32 +228,7 @@ struct Cpu {
   Array<float> forward(const Model& model, const std::vector<Part>& parts) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
-    check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
-    std::vector<int32_t> tokens;
-    std::vector<int> logit_rows;
-    std::set<const KvCache*> caches;
-    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
-      check(!ids.empty(), ErrorKind::usage, "forward: a sequence has no tokens");
-      check(cache && cache->fits(config), ErrorKind::usage, "forward: a cache was made for another model");
-      check(caches.insert(cache).second, ErrorKind::usage, "forward: one cache appears twice in a batch");
-      const int begin = int(tokens.size()), n = int(ids.size());
-      tokens.insert(tokens.end(), ids.begin(), ids.end());
-      for (int t = all_logits ? 0 : n - 1; t < n; ++t) logit_rows.push_back(begin + t);
-    }
-    Array<float> logits({logit_rows.size(), size_t(config.vocab_size)});
-    float* out = logits.mutable_data();
-    const py::gil_scoped_release release;
-    const std::lock_guard<std::mutex> turn(lock);
-    // Where a cache stands is known only now: the call before this one may have been its too.
-    std::vector<Segment> segments;
-    int begin = 0;
-    for (const auto& [cache, ids, rope_length, all_logits] : parts) {
-      const int n = int(ids.size()), pos = cache->n_tokens();
-      segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
-      begin += n;
-    }
-    russet::forward(model.config, model.weights, ops, {tokens, segments, logit_rows}, out);
-    return logits;
+    return forward_parts(model, parts, ops, DType::f32, lock);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -365,7 +340,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("layer_rope", &Config::layer_rope)
       .def_readwrite("layer_window", &Config::layer_window);
 
-  py::class_<Model>(m, "Model")
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))
       .def_readonly("config", &Model::config);
 
@@ -374,6 +349,7 @@ PYBIND11_MODULE(_core, m) {
       .def_static("from_file", &arena_from_file, py::arg("file"), py::arg("offset"), py::arg("n_bytes"),
                   py::arg("n_threads") = 1)
       .def_property_readonly("used", &Arena::used)
+      .def("keep", &keep_in, py::arg("array"))
       .def("bytes", [](const py::object& self) {
         const Arena& arena = self.cast<const Arena&>();
         py::array_t<uint8_t> bytes(py::ssize_t(arena.used()), reinterpret_cast<const uint8_t*>(arena.bytes()),
@@ -394,6 +370,18 @@ PYBIND11_MODULE(_core, m) {
         py::arg("symmetric"), py::arg("n_threads") = 1);
   m.def("affine_errors", &errors_of, py::arg("w"), py::arg("dtype"), py::arg("codes"), py::arg("scales"),
         py::arg("biases"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1);
+
+  py::class_<AffineMatrix>(m, "AffineMatrix")
+      .def(py::init([](const py::array& codes, const py::array& scales, const py::array& biases,
+                       const std::string& dtype, int bits, int group_size) {
+             return AffineMatrix{codes, scales, biases,
+                                 affine_of(codes, scales, biases, dtype, bits, group_size)};
+           }),
+           py::arg("codes"), py::arg("scales"), py::arg("biases"), py::arg("dtype"), py::arg("bits"),
+           py::arg("group_size"))
+      .def_property_readonly("n_bytes", [](const AffineMatrix& m_) {
+        return m_.codes.nbytes() + m_.scales.nbytes() + m_.biases.nbytes();
+      });
 
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init(&make_packed), py::arg("arena"), py::arg("codes"), py::arg("scales"), py::arg("biases"),
@@ -435,8 +423,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("n_ctx", &KvCache::n_ctx)
       .def_property_readonly("n_tokens", &KvCache::n_tokens)
       .def("truncate", &KvCache::truncate, py::arg("n_tokens"))
-      .def("bytes", &KvCache::bytes)
-      .def_static("bytes_per_token", &KvCache::bytes_per_token, py::arg("config"));
+      .def("bytes", &KvCache::bytes);
 
   py::class_<Cpu>(m, "Cpu")
       .def(py::init<const Config&, int, int>(), py::arg("config"), py::arg("n_threads"),
@@ -471,4 +458,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("matmul_library", &matmul_library);
 
   bind_kernels(m);
+  bind_metal(m);
 }

@@ -8,7 +8,7 @@
 namespace russet {
 
 // Which Python class the bindings raise.
-enum class ErrorKind { usage, weights, context_full, memory, numerical };
+enum class ErrorKind { usage, weights, context_full, memory, numerical, device };
 
 struct Error : std::runtime_error {
   Error(ErrorKind k, const std::string& text) : std::runtime_error(text), kind(k) {}

@@ -4,18 +4,15 @@
 
 namespace russet {
 
-size_t KvCache::bytes_per_token(const Config& c) {
-  return size_t(c.n_layers) * 2 * size_t(c.n_kv_heads) * size_t(c.head_dim) * sizeof(float);
-}
-
-KvCache::KvCache(const Config& c, int n_ctx)
+KvCache::KvCache(const Config& c, int n_ctx, DType dtype)
     : n_layers_(size_t(c.n_layers)),
       n_heads_(size_t(c.n_kv_heads)),
       head_dim_(size_t(c.head_dim)),
+      dtype_(dtype),
       n_ctx_(n_ctx) {
   check(n_ctx >= 1, ErrorKind::usage, "n_ctx: expected at least 1, got ", n_ctx);
   const size_t n_blocks = (size_t(n_ctx) + kAttentionKeys - 1) / kAttentionKeys;
-  buffer_ = Buffer(n_blocks * block_floats() * sizeof(float));
+  buffer_ = Buffer(n_blocks * block_bytes());
 }
 
 void KvCache::check_room(int n_tokens) const {

@@ -88,7 +88,7 @@ void check_weights(const Config& c, const Weights& weights) {
   const int q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   const Checker top{""};
   top.linear("embed", {weights.embed}, c.vocab_size, c.dim);
-  top.linear("positions", {{weights.positions, {}}}, c.max_ctx, c.dim, true);
+  top.linear("positions", {{.floats = weights.positions}}, c.max_ctx, c.dim, true);
   top.norm("final_norm", weights.final_norm, c.dim);
   top.linear("head", weights.head, c.vocab_size, c.dim);
   check(weights.layers.size() == size_t(c.n_layers), ErrorKind::weights, "layers: expected ", c.n_layers,

@@ -57,11 +57,13 @@ struct Packed {
 
 // A matrix as MLX stores it: rows adjacent, codes from the lowest bits up in little-endian words.
 struct Affine {
-  const uint8_t* codes;         // [n_rows, n_cols * bits / 8]
-  const void *scales, *biases;  // [n_rows, n_groups] of dtype
-  DType dtype;
-  int n_rows, n_cols;
-  int bits, group_size;
+  const uint8_t* codes = nullptr;                   // [n_rows, n_cols * bits / 8]
+  const void *scales = nullptr, *biases = nullptr;  // [n_rows, n_groups] of dtype
+  DType dtype = DType::f32;
+  int n_rows = 0, n_cols = 0;
+  int bits = 8, group_size = 128;
+
+  explicit operator bool() const { return codes != nullptr; }
 };
 
 size_t packed_bytes(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric);

@@ -7,14 +7,16 @@
 
 namespace russet {
 
-// A matrix in one of its two forms: floats as the checkpoint stores them, or affine groups, packed.
+// A matrix in one of its forms: floats as the checkpoint stores them, or affine groups, packed as the CPU's
+// kernels read them or as MLX stores them, which is what the GPU's read.
 struct Matrix {
-  View floats;
-  Packed packed;
+  View floats{};
+  Packed packed{};
+  Affine affine{};
 
-  explicit operator bool() const { return floats || packed; }
-  int n_rows() const { return packed ? packed.n_rows : floats.n_rows; }
-  int n_cols() const { return packed ? packed.n_cols : floats.n_cols; }
+  explicit operator bool() const { return floats || packed || affine; }
+  int n_rows() const { return packed ? packed.n_rows : affine ? affine.n_rows : floats.n_rows; }
+  int n_cols() const { return packed ? packed.n_cols : affine ? affine.n_cols : floats.n_cols; }
 };
 
 struct Linear {

@@ -58,6 +58,8 @@ class Arena:
     @staticmethod
     def from_file(file: int, offset: int, n_bytes: int, n_threads: int = 1) -> Arena:
         """One filled with a part of an open file. Raises WeightsError where the file ends before."""
+    def keep(self, array: _Array) -> _Array:
+        """A copy of the array that lies in the arena, read-only."""
     def bytes(self) -> _Array:
         """What was taken so far, uint8, read-only."""
 
@@ -100,9 +102,17 @@ class PackedMatrix:
         """One that lies in memory, uint8, as it lay in its arena."""
     def row(self, row: int) -> _Array: ...
 
+class AffineMatrix:
+    """MLX's three arrays as they are."""
+
+    n_bytes: int
+    def __init__(
+        self, codes: _Array, scales: _Array, biases: _Array, dtype: str, bits: int, group_size: int
+    ) -> None: ...
+
 class Model:
     config: Config
-    def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix]) -> None: ...
+    def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix | AffineMatrix]) -> None: ...
 
 class KvCache:
     n_ctx: int
@@ -110,8 +120,6 @@ class KvCache:
     def __init__(self, model: Model, n_ctx: int) -> None: ...
     def truncate(self, n_tokens: int) -> None: ...
     def bytes(self) -> int: ...
-    @staticmethod
-    def bytes_per_token(config: Config) -> int: ...
 
 class Cpu:
     n_threads: int
@@ -124,6 +132,35 @@ class Cpu:
     def norm_gate(
         self, norm_w: _Array | None, norm_bias: _Array | None, gate: _Matrix, up: _Matrix | None, x: _Array
     ) -> _Array: ...
+
+class MetalDevice:
+    info: dict[str, Any]
+    @staticmethod
+    def apple(sources: Sequence[str]) -> MetalDevice: ...
+    @staticmethod
+    def simulated(libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0) -> MetalDevice:
+        """`fault`: "swap", "shrink" or "barrier", made on purpose at that dispatch or barrier; see device_sim.h."""
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
+
+class Metal:
+    def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
+        """`memory`: runs of whole pages in which all weights lie."""
+    def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+    def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
+        """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""
+
+class MetalProduct:
+    """One matrix on a device, to be multiplied by."""
+
+    def __init__(
+        self, device: MetalDevice, w: _Matrix | AffineMatrix, dtype: str, memory: Sequence[_Array]
+    ) -> None: ...
+    def run(self, x: _Array, n_times: int = 1) -> tuple[_Array, float]:
+        """x [n_tokens, n_cols] f32 -> y [n_tokens, n_rows] f32, and the seconds one of n_times products took."""
+
+class MetalCache(KvCache):
+    def __init__(self, metal: Metal, n_ctx: int) -> None: ...
 
 class Sampler:
     def __init__(

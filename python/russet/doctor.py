@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import russet
 from russet import _core, crossover, memory
+from russet.errors import BackendError
 
 #: What changes russet's doings from outside, and is no secret.
 _ENVIRONMENT = (
@@ -101,6 +102,27 @@ def _backends() -> tuple[BackendReport, ...]:
     )
     return (
         BackendReport(name="cpu", available=True, reason=f"matrix products by {_core.matmul_library()}"),
-        BackendReport(name="metal", available=False, reason=lacking),
+        _metal(),
+        _metal_sim(),
         BackendReport(name="mlx", available=False, reason=lacking),
     )
+
+
+def _metal() -> BackendReport:
+    try:
+        info = _core.MetalDevice.apple([]).info
+    except BackendError as error:
+        return BackendReport(name="metal", available=False, reason=str(error).removeprefix("metal: "))
+    return BackendReport(
+        name="metal", available=True, reason=f"{info['name']}, holds {memory.gb(info['working_set'])} at most"
+    )
+
+
+def _metal_sim() -> BackendReport:
+    from russet.metal_sim import toolchain
+
+    try:
+        compiler = toolchain.find()
+    except BackendError as error:
+        return BackendReport(name="metal-sim", available=False, reason=str(error))
+    return BackendReport(name="metal-sim", available=True, reason=f"simulated on the CPU, compiled by {compiler}")

@@ -90,7 +90,7 @@ class Conversation:
     def append(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray[Any, Any]:
         """Logits of the last token, or of all."""
         length = len(self._tokens) + len(tokens)
-        if self._tokens and self._long_rope(len(self._tokens)) != self._long_rope(length):
+        if self._outgrows_rope(length):
             # The text has outgrown the frequencies its keys were stored with: compute it anew, as transformers does.
             tokens = [*self._tokens, *tokens]
             self.rewind(0)
@@ -102,9 +102,20 @@ class Conversation:
             rows.append(logits)
         return np.concatenate(rows) if all_logits else rows[-1]
 
+    def append_greedy(self, token: int) -> int:
+        """Append a token; the likeliest one after it. Raises NumericalError where a logit is NaN."""
+        if self._outgrows_rope(len(self._tokens) + 1):
+            return _core.Sampler().sample(self.append([token]))
+        likeliest = self.session.append_greedy(token)
+        self._tokens.append(token)
+        return likeliest
+
     def rewind(self, n_tokens: int) -> None:
         self.session.rewind(n_tokens)
         del self._tokens[n_tokens:]
+
+    def _outgrows_rope(self, length: int) -> bool:
+        return bool(self._tokens) and self._long_rope(len(self._tokens)) != self._long_rope(length)
 
     def _long_rope(self, length: int) -> bool:
         return any(rope.long_inv_freq and length > rope.original_ctx for rope in self._ropes)
@@ -143,7 +154,18 @@ def generate(
     stops = StopStrings(options.stop)
     text = list(prompt)
     seen: Sequence[int] = text if options.repetition_penalty != 1 else ()  # else nobody asks what was said
-    logits = conversation.append(prompt[n_cached:])
+    greedy = options.temperature == 0 and options.repetition_penalty == 1 and options.use_cache
+
+    def after(tokens: Sequence[int]) -> int:
+        """Append tokens; the one chosen to follow them."""
+        try:
+            if greedy and len(tokens) == 1:
+                return conversation.append_greedy(tokens[0])
+            return sampler.sample(conversation.append(tokens), seen)
+        except NumericalError as error:
+            raise NumericalError(diagnose() or str(error)) from None
+
+    token = after(prompt[n_cached:])
     first = now = time.perf_counter()
 
     def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:
@@ -162,10 +184,6 @@ def generate(
         yield piece("", None, "length", 0)
         return
     for n in range(1, n_most + 1):
-        try:
-            token = sampler.sample(logits, seen)
-        except NumericalError as error:
-            raise NumericalError(diagnose() or str(error)) from None
         now = time.perf_counter()
         text.append(token)
         shown, stopped = stops.push(detokenizer.push(token))
@@ -179,4 +197,4 @@ def generate(
         if n < n_most:
             if not options.use_cache:
                 conversation.rewind(0)
-            logits = conversation.append(text if not options.use_cache else [token])
+            token = after(text if not options.use_cache else [token])

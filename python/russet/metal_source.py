@@ -75,3 +75,8 @@ def _shown(file: Path, folders: list[Path]) -> str:
         if file.is_relative_to(folder):
             return str(file.relative_to(folder.parent))
     return file.name
+
+
+def shaders() -> list[Path]:
+    """The files of kernels, in the order of their names."""
+    return sorted(metal_folder().glob("*.metal"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from russet import memory
+from russet import _core, memory
 from russet.backends import Backend, Session
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 
+BACKENDS = ("auto", "cpu", "metal", "metal-sim")
+
 #: What a model can be asked to continue: text as it is, token ids, or a conversation for its chat template.
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -46,6 +48,7 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     backend: str = "auto",
+    dtype: str | None = None,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
@@ -58,7 +61,10 @@ def load(
 
     revision: branch, tag or commit of a hub id
     local_files_only: never use the network
-    backend: "cpu", or "auto" for the best one here
+    backend: "cpu"; "metal" for the GPU of a Mac; "metal-sim" for the same kernels in a simulator, to check them and not
+        to be fast; or "auto" for the best one here, which is the CPU until a Mac has shown otherwise
+    dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
+        the checkpoint. The CPU computes in float32.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -76,19 +82,36 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    device = _open_device(backend, dtype, keep_packed)
     parts = read_parts(
         model,
         revision=revision,
         local_files_only=local_files_only,
         n_ctx=n_ctx,
-        max_memory=max_memory,
+        max_memory=max_memory if max_memory is not None else _device_memory(device),
         quantize=quantize,
         strict=strict,
     )
+    on: Backend
+    if device is None:
+        from russet.backends.cpu import CpuBackend
+
+        on = CpuBackend(
+            parts.config,
+            parts.weights,
+            threads=threads,
+            prefill_threads=prefill_threads,
+            packed_file=PackedFile(parts.checkpoint, parts.quantization),
+            keep_packed=keep_packed,
+        )
+    else:
+        from russet.backends.metal import MetalBackend
+
+        on = MetalBackend(parts.config, parts.weights, device, dtype=dtype)
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
-        backend=_open_backend(backend, parts, threads, prefill_threads, keep_packed),
+        backend=on,
         n_ctx=parts.n_ctx,
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
@@ -158,22 +181,25 @@ def read_parts(
     )
 
 
-def _open_backend(
-    name: str, parts: Parts, threads: int | None, prefill_threads: int | None, keep_packed: bool
-) -> Backend:
-    if name not in ("auto", "cpu"):
-        raise BackendError(f"backend {name!r}: expected 'auto' or 'cpu'; others are not built yet")
-    from russet.backends.cpu import CpuBackend
+def _open_device(backend: str, dtype: str | None, keep_packed: bool) -> _core.MetalDevice | None:
+    """The GPU that a backend computes on, checked before anything is read; None: the CPU."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend: expected {', '.join(BACKENDS)}, got {backend!r}")
+    if backend in ("auto", "cpu"):
+        if dtype not in (None, "float32"):
+            raise UsageError(f"dtype: the CPU computes in float32, got {dtype!r}; take backend='metal' for others")
+        return None
+    if keep_packed:
+        raise UsageError("keep_packed: a layout of the CPU's; for a GPU quantise once with `russet quantize`")
+    from russet.backends.metal import open_device
 
-    packed_file = PackedFile(parts.checkpoint, parts.quantization)
-    return CpuBackend(
-        parts.config,
-        parts.weights,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        packed_file=packed_file,
-        keep_packed=keep_packed,
-    )
+    return open_device(simulated=backend == "metal-sim")
+
+
+def _device_memory(device: _core.MetalDevice | None) -> int | None:
+    """Bytes that weights and cache may take, where the device says so."""
+    working_set: int = device.info["working_set"] if device else 0
+    return min(working_set, memory.available()) if working_set else None
 
 
 class Model:

@@ -82,23 +82,34 @@ def widened(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def release_pages(array: np.ndarray) -> None:
-    """Lets the system take back the memory behind a view of a mapped file; it comes again when touched.
+def mapping_of(array: np.ndarray) -> np.ndarray | None:
+    """All bytes of the mapped file that an array is a view of, uint8; None for an array of another kind."""
+    mapped = _map_behind(array)
+    return None if mapped is None else np.frombuffer(mapped, np.uint8)
 
-    Does nothing for an array of another kind, or where the system cannot do it.
-    """
+
+def _map_behind(array: np.ndarray) -> mmap.mmap | None:
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, memoryview):
         owner = owner.obj
-    if not isinstance(owner, mmap.mmap) or not array.flags.c_contiguous or not hasattr(mmap, "MADV_DONTNEED"):
+    return owner if isinstance(owner, mmap.mmap) else None
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Lets the system take back the memory behind a view of a mapped file; it comes again when touched.
+
+    Does nothing for an array of another kind, or where the system cannot do it.
+    """
+    mapped = _map_behind(array)
+    if mapped is None or not array.flags.c_contiguous or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    begin = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    begin = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages alone: others hold a neighbour's bytes
     n_bytes = begin + array.nbytes - first
     if n_bytes > 0:
-        owner.madvise(mmap.MADV_DONTNEED, first, n_bytes)
+        mapped.madvise(mmap.MADV_DONTNEED, first, n_bytes)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

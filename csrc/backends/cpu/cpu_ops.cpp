@@ -39,9 +39,7 @@ CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads)
     : config_(config),
       n_decode_threads_(checked(n_threads)),
       n_prefill_threads_(checked(n_prefill_threads)),
-      rooms_(size_t(n_decode_threads_)),
-      cos_(config.ropes.size()),
-      sin_(config.ropes.size()) {}
+      rooms_(size_t(n_decode_threads_)) {}
 
 static size_t q_dim(const Config& c) {
   return size_t(c.n_heads) * size_t(c.head_dim);
@@ -82,17 +80,24 @@ void CpuOps::reserve(int n_tokens) {
   capacity_ = n_tokens;
 }
 
+// All activations are f32 here.
+static float* floats(void* rows) {
+  return static_cast<float*>(rows);
+}
+static const float* floats(const void* rows) {
+  return static_cast<const float*>(rows);
+}
+
 Activations CpuOps::activations(int n_tokens) {
   reserve(n_tokens);
   const size_t n = size_t(n_tokens);
-  Activations a;
-  a.x = activations_.floats();
-  a.q = a.x + n * size_t(config_.dim);
-  a.k = a.q + n * q_dim(config_);
-  a.v = a.k + n * kv_dim(config_);
-  a.attended = a.v + n * kv_dim(config_);
-  a.hidden = a.attended + n * q_dim(config_);
-  return a;
+  float* x = activations_.floats();
+  float* q = x + n * size_t(config_.dim);
+  float* k = q + n * q_dim(config_);
+  float* v = k + n * kv_dim(config_);
+  float* attended = v + n * kv_dim(config_);
+  float* hidden = attended + n * q_dim(config_);
+  return {x, q, k, v, attended, hidden};
 }
 
 // ---- norms ----
@@ -152,14 +157,15 @@ void CpuOps::norm_linear(const NormWeights& n, const float* x, int n_tokens,
     for (const LinearOut& out : outputs) {
       const auto [begin, end] = share.of(out.linear.n_outputs(), kRowStep);
       if (begin < end)
-        linear_rows(out.linear, begin, end, in, n_tokens, out.y + begin, size_t(out.linear.n_outputs()),
-                    matmul_scratch(share));
+        linear_rows(out.linear, begin, end, in, n_tokens, floats(out.y) + begin,
+                    size_t(out.linear.n_outputs()), matmul_scratch(share));
     }
   });
 }
 
 void CpuOps::norm_gate(const NormWeights& n, const Linear& gate_, const Linear& up, const float* x,
-                       int n_tokens, float* hidden) {
+                       int n_tokens, void* hidden_) {
+  float* hidden = floats(hidden_);
   reserve(n_tokens);
   const bool few = n_tokens <= kFewTokens;
   const Forms forms{&gate_, &up};
@@ -186,8 +192,9 @@ static void add_scaled(float* x, const float* y, float scale, size_t n) {
   for (size_t i = 0; i < n; ++i) x[i] += scale * y[i];
 }
 
-void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y, int n_tokens,
+void CpuOps::linear_residual(const Linear& linear, const NormWeights& post_norm, const void* y_, int n_tokens,
                              float* x) {
+  const float* y = floats(y_);
   reserve(n_tokens);
   const size_t dim = size_t(linear.n_outputs());
   const float scale = config_.residual_scale;
@@ -252,59 +259,15 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
 
 // ---- positions ----
 
-// 1 / base^(2 i / rotary_dim), with the base grown for texts longer than the model was trained on: dynamic
-// NTK (bloc97 and emozilla, 2023), as transformers computes it.
-static float dynamic_inv_freq(const Rope& r, int length, size_t i) {
-  const double rotary_dim = double(2 * r.inv_freq.size()), factor = double(r.dynamic_factor);
-  const double growth = factor * length / r.original_ctx - (factor - 1);
-  const double base = double(r.theta) * std::pow(growth, rotary_dim / (rotary_dim - 2));
-  return float(1 / std::pow(base, double(2 * i) / rotary_dim));
-}
-
-static float inv_freq(const Rope& r, int length, size_t i) {
-  if (length > r.original_ctx) {
-    if (!r.long_inv_freq.empty()) return r.long_inv_freq[i];
-    if (r.dynamic_factor > 0) return dynamic_inv_freq(r, length, i);
-  }
-  return r.inv_freq[i];
-}
-
-static float rope_scale(const Rope& r, int length) {
-  return !r.long_inv_freq.empty() && length > r.original_ctx ? r.long_scale : r.scale;
-}
-
-// Angles are rounded to float before their cosine is taken, as the models were trained: at position 100,000
-// the exact product would differ in the third digit.
-void CpuOps::choose_angles(const Batch& batch) {
-  pos_.resize(size_t(batch.n_tokens()));
+void CpuOps::choose_places(const Batch& batch) {
   segment_of_.resize(size_t(batch.n_tokens()));
   for (size_t s = 0; s < batch.segments.size(); ++s)
-    for (int i = 0; i < batch.segments[s].n_tokens; ++i) {
-      const size_t t = size_t(batch.segments[s].begin + i);
-      pos_[t] = batch.segments[s].pos + i;
-      segment_of_[t] = int(s);
-    }
-  for (size_t r = 0; r < config_.ropes.size(); ++r) {
-    const Rope& rope = config_.ropes[r];
-    const size_t half = rope.inv_freq.size();
-    cos_[r].resize(pos_.size() * half);
-    sin_[r].resize(pos_.size() * half);
-    std::vector<float> frequencies(half);
-    for (const Segment& s : batch.segments) {
-      for (size_t i = 0; i < half; ++i) frequencies[i] = inv_freq(rope, s.rope_length, i);
-      const double scale = double(rope_scale(rope, s.rope_length));
-      for (size_t t = size_t(s.begin); t < size_t(s.begin + s.n_tokens); ++t)
-        for (size_t i = 0; i < half; ++i) {
-          const double angle = double(float(pos_[t]) * frequencies[i]);
-          cos_[r][t * half + i] = float(std::cos(angle) * scale);
-          sin_[r][t * half + i] = float(std::sin(angle) * scale);
-        }
-    }
-  }
+    std::fill_n(segment_of_.begin() + batch.segments[s].begin, batch.segments[s].n_tokens, int(s));
+  places_.choose(config_, batch);
 }
 
 void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
-  choose_angles(batch);
+  choose_places(batch);
   const size_t dim = size_t(table.n_cols());
   std::vector<float> position(positions ? dim : 0);
   for (size_t t = 0; t < batch.tokens.size(); ++t) {
@@ -317,7 +280,7 @@ void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const V
     if (scale != 1)
       for (size_t i = 0; i < dim; ++i) row[i] *= scale;
     if (positions) {
-      widen({positions.row(pos_[t]), positions.dtype, position.data(), dim});
+      widen({positions.row(places_.pos(t)), positions.dtype, position.data(), dim});
       for (size_t i = 0; i < dim; ++i) row[i] += position[i];
     }
   }
@@ -325,8 +288,10 @@ void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const V
 
 // ---- attention ----
 
-void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, float* q, float* k,
-                        const float* v) {
+void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, void* q_, void* k_,
+                        const void* v_) {
+  float *q = floats(q_), *k = floats(k_);
+  const float* v = floats(v_);
   const int rope_index = config_.layer_rope[size_t(layer)];
   const size_t q_floats = q_dim(config_), kv_floats = kv_dim(config_);
   const auto one_token = [&](size_t t) {
@@ -334,16 +299,16 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, fl
     if (w.q_norm) apply_norm(w.q_norm, qt, int(q_floats) / w.q_norm.dim, qt);
     if (w.k_norm) apply_norm(w.k_norm, kt, int(kv_floats) / w.k_norm.dim, kt);
     if (rope_index >= 0) {
-      const size_t r = size_t(rope_index), half = config_.ropes[r].inv_freq.size();
-      const float *c = &cos_[r][t * half], *s = &sin_[r][t * half];
+      const size_t half = config_.ropes[size_t(rope_index)].inv_freq.size();
+      const float *c = places_.cos(rope_index) + t * half, *s = places_.sin(rope_index) + t * half;
       rope({qt, c, s, config_.n_heads, config_.head_dim, int(2 * half)});
       rope({kt, c, s, config_.n_kv_heads, config_.head_dim, int(2 * half)});
     }
     const KvCache& cache = *batch.segments[size_t(segment_of_[t])].cache;
-    const size_t head_dim = size_t(config_.head_dim), row = cache.offset(pos_[t]);
+    const size_t head_dim = size_t(config_.head_dim), row = cache.offset(places_.pos(t));
     for (int h = 0; h < config_.n_kv_heads; ++h) {
-      std::copy_n(kt + size_t(h) * head_dim, head_dim, cache.k(layer, h) + row);
-      std::copy_n(v + t * kv_floats + size_t(h) * head_dim, head_dim, cache.v(layer, h) + row);
+      std::copy_n(kt + size_t(h) * head_dim, head_dim, cache.k<float>(layer, h) + row);
+      std::copy_n(v + t * kv_floats + size_t(h) * head_dim, head_dim, cache.v<float>(layer, h) + row);
     }
   };
   parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
@@ -355,7 +320,9 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, fl
 // Work is dealt in units of kAttentionRows queries of one key-value head: the rows of a unit are (token,
 // head) pairs in order, so that one token's heads of a group, and then neighbouring tokens, share the keys
 // they read.
-void CpuOps::attention(const Batch& batch, int layer, const float* q, float* out) {
+void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_) {
+  const float* q = floats(q_);
+  float* out = floats(out_);
   const int group = config_.n_heads / config_.n_kv_heads;
   const auto units_per_head = [&](const Segment& s) {
     return (s.n_tokens * group + kAttentionRows - 1) / kAttentionRows;
@@ -374,9 +341,9 @@ void CpuOps::attention(const Batch& batch, int layer, const float* q, float* out
       a.out[i] = out + at;
       a.pos[i] = s.pos + token;
     }
-    a.k = s.cache->k(layer, kv_head);
-    a.v = s.cache->v(layer, kv_head);
-    a.block_stride = s.cache->block_floats();
+    a.k = s.cache->k<float>(layer, kv_head);
+    a.v = s.cache->v<float>(layer, kv_head);
+    a.block_stride = s.cache->block_elements();
     a.head_dim = config_.head_dim;
     a.window = config_.layer_window[size_t(layer)];
     a.scale = config_.attention_scale;

@@ -7,6 +7,7 @@
 #include "backends/ops.h"
 #include "core/buffer.h"
 #include "core/parallel.h"
+#include "model/places.h"
 
 namespace russet {
 
@@ -20,12 +21,12 @@ class CpuOps : public Ops {
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
   void norm_linear(const NormWeights& norm, const float* x, int n_tokens,
                    std::initializer_list<LinearOut> outputs) override;
-  void rope_store(const Batch& batch, int layer, const LayerWeights& weights, float* q, float* k,
-                  const float* v) override;
-  void attention(const Batch& batch, int layer, const float* q, float* out) override;
+  void rope_store(const Batch& batch, int layer, const LayerWeights& weights, void* q, void* k,
+                  const void* v) override;
+  void attention(const Batch& batch, int layer, const void* q, void* out) override;
   void norm_gate(const NormWeights& norm, const Linear& gate, const Linear& up, const float* x, int n_tokens,
-                 float* hidden) override;
-  void linear_residual(const Linear& linear, const NormWeights& post_norm, const float* y, int n_tokens,
+                 void* hidden) override;
+  void linear_residual(const Linear& linear, const NormWeights& post_norm, const void* y, int n_tokens,
                        float* x) override;
   void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
                    float* logits) override;
@@ -40,17 +41,17 @@ class CpuOps : public Ops {
   void reserve(int n_tokens);
   float* matmul_scratch(Share share) const;
   float* block_scratch(Share share) const;
-  void choose_angles(const Batch& batch);
+  void choose_places(const Batch& batch);
 
   const Config& config_;
   const int n_decode_threads_, n_prefill_threads_;
   int n_threads_ = 1;  // of the two, what the running operation takes
   int capacity_ = 0;   // tokens the buffers have room for
   Buffer activations_, whole_, scratch_;
-  InputRoom shared_room_;              // for many tokens: each is prepared once
-  std::vector<InputRoom> rooms_;       // for few, one per thread: each thread prepares them for itself
-  std::vector<int> pos_, segment_of_;  // [n_tokens] of the batch being run
-  std::vector<std::vector<float>> cos_, sin_;  // [n_ropes][n_tokens * rotary_dim / 2]
+  InputRoom shared_room_;         // for many tokens: each is prepared once
+  std::vector<InputRoom> rooms_;  // for few, one per thread: each thread prepares them for itself
+  std::vector<int> segment_of_;   // [n_tokens] of the batch being run
+  Places places_;
 };
 
 }  // namespace russet

@@ -27,6 +27,10 @@ class Session(Protocol):
         """
         ...
 
+    def append_greedy(self, token: int) -> int:
+        """Append a token; return the likeliest one after it. Raises NumericalError where a logit is NaN."""
+        ...
+
     def rewind(self, n_tokens: int) -> None:
         """Forget the tokens from index n_tokens on."""
         ...

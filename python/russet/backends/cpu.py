@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from russet import _core, crossover
-from russet.backends import Session
+from russet.backends.core import CoreBackend, CoreSession, Part, core_config
 from russet.config import Config
 from russet.errors import UsageError
 from russet.packed_file import PackedFile
@@ -18,7 +16,7 @@ from russet.safetensors import release_pages
 from russet.weights import POSITIONS, ToQuantize, Weight, Weights
 
 
-class CpuBackend:
+class CpuBackend(CoreBackend):
     """A model on the CPU.
 
     threads: by default RUSSET_THREADS or the physical cores
@@ -63,44 +61,11 @@ class CpuBackend:
     def n_threads(self, n_threads: int) -> None:
         self._cpu = _core.Cpu(self._config, n_threads)
 
-    def session(self, n_ctx: int) -> CpuSession:
-        return CpuSession(self, _core.KvCache(self._model, n_ctx))
+    def session(self, n_ctx: int) -> CoreSession:
+        return CoreSession(self, _core.KvCache(self._model, n_ctx))
 
-    def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
-        """One ragged batch; see Backend.forward."""
-        core_parts = []
-        for session, tokens in parts:
-            if not isinstance(session, CpuSession):
-                raise TypeError(f"expected sessions of the CPU backend, got {type(session).__name__}")
-            core_parts.append((session.cache, list(tokens), 0, False))
-        return self._cpu.forward(self._model, core_parts)
-
-    def forward_one(
-        self, cache: _core.KvCache, tokens: Sequence[int], text_length: int, all_logits: bool
-    ) -> np.ndarray[Any, Any]:
-        return self._cpu.forward(self._model, [(cache, list(tokens), text_length, all_logits)])
-
-
-class CpuSession:
-    """A conversation on the CPU backend; see Session."""
-
-    def __init__(self, backend: CpuBackend, cache: _core.KvCache) -> None:
-        self.backend = backend
-        self.cache = cache
-        self.n_ctx: int = cache.n_ctx
-
-    @property
-    def n_tokens(self) -> int:
-        return self.cache.n_tokens
-
-    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
-        return self.backend.forward_one(self.cache, tokens, text_length, all_logits)
-
-    def rewind(self, n_tokens: int) -> None:
-        self.cache.truncate(n_tokens)
-
-    def cache_bytes(self) -> int:
-        return self.cache.bytes()
+    def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
+        return self._cpu.forward(self._model, parts)
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
@@ -141,27 +106,3 @@ def _most_packed_bytes(weight: Weight) -> int:
 
 def _n_bytes(weight: _InCore) -> int:
     return weight.n_bytes if isinstance(weight, _core.PackedMatrix) else weight[0].nbytes
-
-
-def core_config(config: Config) -> _core.Config:
-    """The same numbers on the core's side; both classes have the same fields."""
-    core = _core.Config()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("family", "tied_head"):
-            continue
-        if field.name == "ropes":
-            value = [_core_rope(rope) for rope in value]
-        elif field.name == "norm":
-            value = getattr(_core.NormKind, value)
-        elif field.name == "activation":
-            value = getattr(_core.Activation, value)
-        setattr(core, field.name, value)
-    return core
-
-
-def _core_rope(rope: Any) -> _core.Rope:
-    core = _core.Rope()
-    for field in dataclasses.fields(rope):
-        setattr(core, field.name, getattr(rope, field.name))
-    return core

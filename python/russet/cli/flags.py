@@ -16,6 +16,7 @@ import russet
 from russet.cli.terminal import status
 from russet.errors import UsageError
 from russet.hub import resolve
+from russet.model import BACKENDS
 from russet.options import GenerateOptions
 from russet.quantization import Quantization
 
@@ -64,7 +65,8 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
     if threads:
         add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
         add("--prefill-threads", "-tb", type=int, metavar="N", help="CPU threads for prompts (default: as --threads)")
-    add("--backend", metavar="NAME", help="auto or cpu")
+    add("--backend", metavar="NAME", help=f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+    add("--dtype", metavar="NAME", help="of activations on a GPU: float32, float16 or bfloat16 (default: the model's)")
     add("--no-strict", dest="strict", action="store_false", help="leave out tensors the model has no place for")
 
 
@@ -149,7 +151,9 @@ def find_model(args: argparse.Namespace) -> Path | None:
 def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> russet.Model:
     """The model that the flags of add_model_flags() ask for; `changes` are options of russet.load() that win."""
     folder = find_model(args)  # first, and alone: a download draws bars of its own, which a spinner would garble
-    options = given(args, "backend", "threads", "prefill_threads", "n_ctx", "max_memory", "keep_packed", "strict")
+    options = given(
+        args, "backend", "dtype", "threads", "prefill_threads", "n_ctx", "max_memory", "keep_packed", "strict"
+    )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])
     elif given(args, "group_size", "symmetric", "overrides"):

@@ -1,0 +1,91 @@
+"""What the backends on the C++ core share: the model's numbers, sessions, and ragged batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from russet import _core
+from russet.backends import Session
+from russet.config import Config
+
+#: One sequence's part of a batch: its cache, its next tokens, the length of its whole text where that is known already
+#: (else 0), and whether it wants the logits of all its tokens.
+Part = tuple[_core.KvCache, list[int], int, bool]
+
+
+class CoreBackend(ABC):
+    """A model on a device of the C++ core."""
+
+    @abstractmethod
+    def session(self, n_ctx: int) -> CoreSession: ...
+
+    @abstractmethod
+    def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
+        """One pass over a ragged batch; logits of every token that wants them."""
+
+    def append_greedy(self, cache: _core.KvCache, token: int) -> int:
+        """Append a token; the likeliest one after it."""
+        return _core.Sampler().sample(self.run([(cache, [token], 0, False)]))
+
+    def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
+        """One ragged batch; see Backend.forward."""
+        core_parts: list[Part] = []
+        for session, tokens in parts:
+            if not isinstance(session, CoreSession) or session.backend is not self:
+                raise TypeError(f"expected sessions of this backend, got {type(session).__name__}")
+            core_parts.append((session.cache, list(tokens), 0, False))
+        return self.run(core_parts)
+
+
+class CoreSession:
+    """A conversation on a backend of the core; see Session."""
+
+    def __init__(self, backend: CoreBackend, cache: _core.KvCache) -> None:
+        self.backend = backend
+        self.cache = cache
+        self.n_ctx: int = cache.n_ctx
+
+    @property
+    def n_tokens(self) -> int:
+        return self.cache.n_tokens
+
+    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
+        return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
+
+    def append_greedy(self, token: int) -> int:
+        return self.backend.append_greedy(self.cache, token)
+
+    def rewind(self, n_tokens: int) -> None:
+        self.cache.truncate(n_tokens)
+
+    def cache_bytes(self) -> int:
+        return self.cache.bytes()
+
+
+def core_config(config: Config) -> _core.Config:
+    """The same numbers on the core's side; both classes have the same fields."""
+    core = _core.Config()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("family", "tied_head"):
+            continue
+        if field.name == "ropes":
+            value = [_core_rope(rope) for rope in value]
+        elif field.name == "norm":
+            value = getattr(_core.NormKind, value)
+        elif field.name == "activation":
+            value = getattr(_core.Activation, value)
+        setattr(core, field.name, value)
+    return core
+
+
+def _core_rope(rope: Any) -> _core.Rope:
+    core = _core.Rope()
+    for field in dataclasses.fields(rope):
+        setattr(core, field.name, getattr(rope, field.name))
+    return core

@@ -1,0 +1,339 @@
+"""The Metal backend from end to end, on the simulator: the host's code and the shaders are those of a Mac."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+import russet
+from russet import BackendError, UsageError, _core, metal_sim, metal_source
+from russet.backends.metal import MetalBackend, MetalProduct
+from russet.quantization import Quantization, quantize_matrix
+from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
+
+PROMPT = "Once upon a time there was"
+
+#: The largest difference of logits that are the same but for the order of float32 sums, in parts of their spread: as
+#: for the CPU's families, whose measured differences it takes over.
+SAME = 2e-4
+
+
+@pytest.fixture(scope="session")
+def libraries() -> list[str]:
+    try:
+        return [str(metal_sim.compile_file(path).path) for path in metal_source.shaders()]
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def device(libraries) -> _core.MetalDevice:
+    return _core.MetalDevice.simulated(libraries)
+
+
+def difference(logits, expected):
+    return np.abs(logits - expected).max() / np.ptp(expected)
+
+
+# ---- whole models ----
+
+
+@pytest.mark.parametrize("model", ["demo", "stories"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_64_greedy_tokens(model, dtype, quantize, request, libraries, record_property):
+    folder = None if model == "demo" else request.getfixturevalue("stories_folder") / "hf"
+    weights = Quantization.of(quantize)
+    metal = russet.load(folder, backend="metal-sim", dtype=dtype, quantize=weights, n_ctx=128)
+    # The CPU quantises activations as well, the GPU does not: its answer is that of the dequantised weights.
+    cpu = russet.load(folder, n_ctx=128) if quantize is None else dequantized(folder, weights)
+    ids = metal.tokenizer.encode(PROMPT)
+    expected = cpu.generate_tokens(ids, max_tokens=64, temperature=0, ignore_eos=True)
+    tokens = metal.generate_tokens(ids, max_tokens=64, temperature=0, ignore_eos=True)
+    agreeing = next((i for i, (t, e) in enumerate(zip(tokens, expected, strict=True)) if t != e), 64)
+    record_property("agreeing", agreeing)
+    if dtype == "float32":
+        assert agreeing == 64
+    # Whatever the tokens: the same text gives the same logits but for the roundings of its activations.
+    text = ids + expected
+    eps = {"float32": SAME / 8, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    assert difference(metal.logits(text), cpu.logits(text)) < 8 * eps
+
+
+def dequantized(folder, quantization) -> russet.Model:
+    """The model on the CPU with the float weights that its quantised ones stand for."""
+    from russet.backends.cpu import CpuBackend
+    from russet.model import DEMO, read_parts
+    from russet.quantization import QuantizedTensor
+    from russet.weights import ToQuantize
+
+    parts = read_parts(folder or DEMO, quantize=quantization, n_ctx=128)
+    weights = {}
+    for role, weight in parts.weights.items():
+        if isinstance(weight, ToQuantize):
+            weight = weight.quantize()
+        weights[role] = (weight.dequantized(), "f32") if isinstance(weight, QuantizedTensor) else weight
+    return russet.Model(
+        config=parts.config,
+        tokenizer=parts.tokenizer,
+        backend=CpuBackend(parts.config, weights),
+        n_ctx=128,
+        defaults=parts.defaults,
+        checkpoint=parts.checkpoint,
+    )
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_every_family(family, device, tmp_path):
+    make_case(tmp_path, family, 0)
+    config, cpu = load(tmp_path)
+    metal = MetalBackend(*bound(tmp_path), device)
+    prompt = prompt_of(40)
+    logits, expected = (b.session(80).forward(prompt, all_logits=True) for b in (metal, cpu))
+    assert difference(logits, expected) < SAME
+    assert greedy(config, metal.session(80), prompt[:25], 12)[0] == greedy(config, cpu.session(80), prompt[:25], 12)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "case"), [(f, i) for f, cases in CASES.items() for i in range(len(cases))])
+def test_every_config(family, case, device, tmp_path):
+    make_case(tmp_path, family, case)
+    config, cpu = load(tmp_path)
+    metal = MetalBackend(*bound(tmp_path), device)
+    prompt = prompt_of(70)
+    logits, expected = (b.session(110).forward(prompt, all_logits=True) for b in (metal, cpu))
+    assert difference(logits, expected) < SAME
+    assert (
+        greedy(config, metal.session(110), prompt[:25], 64)[0] == greedy(config, cpu.session(110), prompt[:25], 64)[0]
+    )
+
+
+def test_a_context_of_several_parts(demo, libraries):
+    """Beyond 256 keys decode is split over them, and the cache has grown twice."""
+    metal = russet.load(backend="metal-sim", dtype="float32", n_ctx=400)
+    ids = prompt_of(300, vocab_size=2000)
+    session, expected = metal.session(), demo.session()
+    assert difference(session.forward(ids), expected.forward(ids)) < SAME
+    for id in (5, 6, 7):
+        assert difference(session.forward([id]), expected.forward([id])) < SAME
+
+
+# ---- a session's promises ----
+
+
+@pytest.fixture(scope="module")
+def metal(libraries) -> russet.Model:
+    return russet.load(backend="metal-sim", dtype="float32", n_ctx=64)
+
+
+def test_chunks_ragged_batches_and_rewinding(metal, demo):
+    ids = demo.tokenizer.encode("It is a truth universally acknowledged, that a single man")
+    whole = demo.session().forward(ids, all_logits=True)
+    session = metal.session()
+    parts = [session.forward(chunk, all_logits=True) for chunk in (ids[:1], ids[1:10], ids[10:])]
+    assert difference(np.concatenate(parts), whole) < SAME
+
+    session.rewind(3)
+    assert session.n_tokens == 3
+    assert difference(session.forward(ids[3:]), whole[-1]) < SAME
+
+    a, b = metal.session(), metal.session()
+    b.forward(ids[:4])
+    logits = metal.backend.forward([(a, ids[:12]), (b, ids[4:5])])
+    assert difference(logits, whole[[11, 4]]) < SAME
+
+
+def test_a_greedy_token_that_is_not_taken_changes_nothing(metal, demo):
+    ids = demo.tokenizer.encode(PROMPT)
+    session, expected = metal.session(), demo.session()
+    session.forward(ids)
+    expected.forward(ids)
+    ahead = session.append_greedy(7)  # the pass for what follows `ahead` is under way
+    assert ahead == expected.forward([7])[0].argmax()
+    assert session.n_tokens == len(ids) + 1
+    other = (ahead + 1) % 2048
+    assert session.append_greedy(other) == expected.forward([other])[0].argmax()
+    session.rewind(len(ids))
+    expected.rewind(len(ids))
+    assert session.append_greedy(9) == expected.forward([9])[0].argmax()
+    assert difference(session.forward([8]), expected.forward([8])) < SAME
+
+
+def test_a_full_context_and_ids_out_of_range(metal):
+    session = metal.session()
+    session.forward(prompt_of(64))
+    with pytest.raises(russet.ContextFull, match="n_ctx is 64"):
+        session.forward([1])
+    with pytest.raises(russet.ContextFull, match="n_ctx is 64"):
+        session.append_greedy(1)
+    session.rewind(10)
+    with pytest.raises(UsageError, match="token id 2048"):
+        session.forward([2048])
+    assert session.n_tokens == 10
+
+
+def test_sessions_come_and_go(metal):
+    expected = metal.session().forward([1, 2, 3])
+    for _ in range(20):
+        session = metal.session()
+        assert np.array_equal(session.forward([1, 2, 3]), expected)
+        session.append_greedy(4)
+        del session  # with a pass in flight
+        gc.collect()
+
+
+# ---- bad wishes ----
+
+
+def test_what_cannot_be_is_refused(stories_folder):
+    with pytest.raises(UsageError, match="dtype: expected float32, float16, bfloat16, got 'int8'"):
+        russet.load(backend="metal-sim", dtype="int8")
+    with pytest.raises(UsageError, match="keep_packed: a layout of the CPU's"):
+        russet.load(stories_folder / "hf", backend="metal-sim", keep_packed=True)
+    with pytest.raises(UsageError, match="the CPU computes in float32, got 'float16'"):
+        russet.load(backend="cpu", dtype="float16")
+
+
+@pytest.mark.skipif("sys.platform == 'darwin'")
+def test_without_metal_the_error_says_so():
+    with pytest.raises(BackendError, match="metal"):
+        russet.load(backend="metal")
+
+
+def test_a_kernel_that_is_missing_is_an_error_while_loading(libraries):
+    device = _core.MetalDevice.simulated(libraries[:-1])
+    with pytest.raises(BackendError, match="no kernel rope_store_f32"):
+        MetalBackend(*bound(russet.model.DEMO), device, dtype="float32")
+
+
+def test_nan_weights_are_noticed(libraries, tmp_path):
+    make_case(tmp_path, "llama", 0)
+    config, weights = bound(tmp_path)
+    weights["final_norm.w"] = (np.full(config.dim, np.nan, np.float32), "f32")
+    session = MetalBackend(config, weights, _core.MetalDevice.simulated(libraries)).session(20)
+    session.forward([1, 2])
+    with pytest.raises(russet.NumericalError):
+        session.append_greedy(3)
+
+
+# ---- one product ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("how", [None, "int8", "int4"])
+@pytest.mark.parametrize("n_tokens", [1, 5, 40])
+def test_one_product(dtype, how, n_tokens, device):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((70, 128), np.float32)
+    x = rng.standard_normal((n_tokens, 128), np.float32)
+    weight, exact = (w, "f32"), w
+    if how:
+        weight = quantize_matrix(w, "f32", Quantization.of(how), name="w")
+        exact = weight.dequantized()
+    y, _ = MetalProduct(device, weight, dtype=dtype).run(x)
+    eps = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    # x, each product of the tiles, and y are rounded to dtype once each; sums of 128 are in float
+    bound = 3 * eps * np.abs(x.astype(np.float64)) @ np.abs(exact.T.astype(np.float64)) + 1e-5
+    assert np.all(np.abs(y - x.astype(np.float64) @ exact.T.astype(np.float64)) <= bound)
+
+
+# ---- schedules, and mistakes made on purpose ----
+
+
+def outputs(device, folder):
+    """Logits of a prompt, of single tokens behind it, and the likeliest tokens."""
+    session = MetalBackend(*bound(folder), device, dtype="float32").session(100)
+    prefill = session.forward(prompt_of(40), all_logits=True)
+    decode = [session.forward([id])[0] for id in (3, 4)]
+    tokens = [session.append_greedy(id) for id in (5, 6)]
+    return prefill, np.array(decode), tokens
+
+
+def same(a, b) -> bool:
+    with np.errstate(invalid="ignore"):
+        return all(np.allclose(x, y, rtol=0, atol=SAME * np.ptp(y)) for x, y in zip(a[:2], b[:2], strict=True)) and (
+            a[2] == b[2]
+        )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    make_case(folder, "qwen3", 0)
+    return folder
+
+
+@pytest.mark.parametrize("schedule", [1, 2, 3])
+def test_any_order_between_barriers_gives_the_same(schedule, libraries, small, device):
+    assert same(outputs(_core.MetalDevice.simulated(libraries, schedule), small), outputs(device, small))
+
+
+@pytest.mark.parametrize("fault", ["swap", "shrink", "barrier"])
+def test_planted_mistakes_of_the_host_are_noticed(fault, libraries, small, device):
+    """Every dispatch with its first two buffers exchanged or a threadgroup too few, every barrier left out."""
+    right = outputs(device, small)
+    n_dispatches = sum(kernel["dispatches"] for kernel in device.traffic().values())
+    unnoticed = []
+    for at in range(60):
+        broken = _core.MetalDevice.simulated(libraries, 1 if fault == "barrier" else 0, fault, at)
+        try:
+            noticed = not same(outputs(broken, small), right)
+        except BackendError:
+            noticed = True
+        if not noticed:
+            unnoticed.append(at)
+    assert n_dispatches > 60
+    assert unnoticed == []
+
+
+# ---- what decode is bound by ----
+
+
+@pytest.mark.slow
+def test_decode_moves_little_more_than_weights_and_cache(tmp_path):
+    """Bytes that the dispatches of one token must bring from memory: Qwen3-0.6B's shape in int8, 28 layers.
+
+    One layer and 4,096 rows of the head are run and counted; both go as often as the real model has them.
+    """
+    n_layers, vocab_size, rows, depth = 28, 151_936, 4096, 40
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
+    make(
+        tmp_path,
+        "qwen3",
+        dtype=torch.bfloat16,
+        num_hidden_layers=1,
+        head_dim=128,
+        vocab_size=rows,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        **sizes,
+    )
+    counting = [metal_sim.compile_file(p, count=p.stem != "matmul") for p in metal_source.shaders()]
+    device = _core.MetalDevice.simulated([str(library.path) for library in counting])
+    config, weights = bound(tmp_path, quantize="int8")
+    backend = MetalBackend(config, weights, device)
+    session = backend.session(64)
+    session.forward(prompt_of(depth))
+    before = device.traffic()
+    session.forward([1])
+    done = {kernel: count_since(before.get(kernel), now) for kernel, now in device.traffic().items()}
+
+    head = {"matvec_float_f32_int8_bf16"}
+    n_bytes = {kernel: d["read_distinct"] + d["written_distinct"] for kernel, d in done.items()}
+    layer = sum(n for kernel, n in n_bytes.items() if kernel not in head and "embed" not in kernel)
+    moved = n_layers * layer + sum(n_bytes[kernel] for kernel in head) * vocab_size / rows
+
+    per_weight = 1 + 2 * 2 / 128  # a code; a scale and a bias in bf16 for 128
+    matrices = 1024 * (2048 + 2 * 1024 + 3 * 3072) + 2048 * 1024
+    needed = (n_layers * matrices + vocab_size * 1024) * per_weight
+    needed += n_layers * 2 * (depth + 1) * 8 * 128 * 2
+    print(f"\n{moved / 1e6:.1f} MB a token, {needed / 1e6:.1f} MB of them weights and cache: {moved / needed:.4f}")
+    assert needed < moved < 1.05 * needed
+
+    dispatches = sum(d["dispatches"] for kernel, d in done.items() if kernel not in head and "embed" not in kernel)
+    assert dispatches == 6  # a layer's, each of which needs all that the one before has written
+
+
+def count_since(before, now):
+    return {name: n - (before or {}).get(name, 0) for name, n in now.items()}
