@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from russet.metal_sim.build import COMMON, CXX, KERNELS, RUNTIME
-from russet.metal_sim.translate import translate
+from russet.metal_sim.translate import translated
 from russet.metal_source import inlined
 
 FOLDER = Path(__file__).parent / "metal_sim"
@@ -20,9 +20,9 @@ def test_on_emulated_arm64(tmp_path):
     emulator = shutil.which("qemu-aarch64-static")
     if emulator is None or importlib.util.find_spec("ziglang") is None:
         pytest.skip("needs qemu-aarch64-static and the ziglang wheel")
-    translated = translate(inlined(FOLDER / "kernels.metal", (FOLDER,)), "kernels.metal")
+    translation = translated(inlined(FOLDER / "kernels.metal", (FOLDER,)), "kernels.metal")
     kernels = tmp_path / "kernels.cpp"
-    kernels.write_text(translated.with_table(["add", "row_sum_f32", "matrices_f32"]))
+    kernels.write_text(translation.with_table(["add", "row_sum_f32", "matrices_f32"]))
     compiler = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", *COMMON, "-I", str(CXX)]
     objects = []
     for source, flags in (

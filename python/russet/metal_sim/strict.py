@@ -15,7 +15,7 @@ from pathlib import Path
 from russet.errors import ShaderError
 from russet.metal_sim import toolchain
 from russet.metal_sim.build import CXX, shortened
-from russet.metal_sim.translate import closing, translate
+from russet.metal_sim.translate import closing, translated
 
 _FLAGS = [
     "-std=c++17",
@@ -45,7 +45,7 @@ _MARKER = re.compile(r'^# (\d+) "([^"]*)".*$', re.M)
 
 def check(source: str, *, name: str, defines: Iterable[str] = ()) -> None:
     """Raises ShaderError for what Metal's compiler would refuse, as far as this pass knows it; with file and line."""
-    translation = translate(source, name, defines)
+    translation = translated(source, name, defines)
     said = list(_absent_words(translation.text))
     addresses = "\n".join(
         f"static auto instance_{number} = &{expression};"
