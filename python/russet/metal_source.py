@@ -28,7 +28,7 @@ def metal_folder() -> Path:
 def inlined(path: str | Path, include_dirs: Iterable[str | Path] = ()) -> str:
     """The text of a shader with every `#include "..."` replaced by the file, at its first place.
 
-    A file is looked for beside the one that includes it, then in include_dirs, then in metal_folder(). Includes in
+    A file is looked for beside the one that includes it, then in include_dirs, by default metal_folder(). Includes in
     <...> stay. Raises ShaderError for a file that is not there.
     """
     folders = [Path(folder).resolve() for folder in include_dirs]

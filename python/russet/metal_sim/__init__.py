@@ -15,11 +15,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from russet.errors import ShaderError, SimulationError, UsageError
-from russet.metal_sim.build import Sanitizer, build
+from russet.metal_sim.build import Sanitizer, built
 from russet.metal_sim.library import Buffer, Constant, Kernel, Library, Report, Traffic
 from russet.metal_sim.sanitized import run_sanitized
 from russet.metal_sim.strict import check
-from russet.metal_sim.translate import translate
+from russet.metal_sim.translate import translated
 from russet.metal_source import inlined
 
 __all__ = [
@@ -57,8 +57,8 @@ def compile(
     """
     if sanitize is None:
         sanitize = default_sanitizer()
-    table = translate(source, name, defines).with_table(kernels)
-    return Library(build(table, name, sanitize, count), name, counts=count)
+    table = translated(source, name, defines).with_table(kernels)
+    return Library(built(table, name, sanitize, count), name, counts=count)
 
 
 def compile_file(

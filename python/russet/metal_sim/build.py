@@ -56,12 +56,12 @@ COUNTED = ["-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize"
 RUNTIME = ["-O2", "-fno-builtin", "-fno-sanitize=undefined"]
 
 
-def build(text: str, name: str, sanitize: Sanitizer | None, count: bool) -> Path:
+def built(text: str, name: str, sanitize: Sanitizer | None, count: bool) -> Path:
     """The library that was, or now is, compiled from a translated text with its table. Raises ShaderError."""
     clang = toolchain.find(needs_sanitizers=sanitize is not None)
     flags = [*COMMON, *clang.machine_flags]
     kernel_flags = [*flags, *KERNELS, *(COUNTED if count else ())]
-    link_flags = ["-shared", "-lm", "-lpthread"]
+    link_flags = ["-shared", "-lm", "-lpthread", "-Wl,-z,nodelete"]  # its signal handler stays: see runtime.cpp
     if sanitize:
         kernel_flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
         link_flags += [f"-fsanitize={sanitize}", "-shared-libsan"]

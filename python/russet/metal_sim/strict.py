@@ -15,7 +15,7 @@ from pathlib import Path
 from russet.errors import ShaderError
 from russet.metal_sim import toolchain
 from russet.metal_sim.build import CXX, shortened
-from russet.metal_sim.translate import closing, translate
+from russet.metal_sim.translate import closing, translated
 
 _FLAGS = [
     "-std=c++17",
@@ -45,7 +45,7 @@ _MARKER = re.compile(r'^# (\d+) "([^"]*)".*$', re.M)
 
 def check(source: str, *, name: str, defines: Iterable[str] = ()) -> None:
     """Raises ShaderError for what Metal's compiler would refuse, as far as this pass knows it; with file and line."""
-    translation = translate(source, name, defines)
+    translation = translated(source, name, defines)
     said = list(_absent_words(translation.text))
     addresses = "\n".join(
         f"static auto instance_{number} = &{expression};"
@@ -118,7 +118,7 @@ def place(text: str, at: int) -> str:
 def _with_vectors_made(text: str) -> str:
     """`float4(a, b)` as `::metal::make_vec<float4>(a, b)`: clang's vectors have no such constructors in C++."""
     aliases = {name for match in _ALIAS.finditer(text) for name in match.groups() if name}
-    names = "|".join([rf"(?<![\w:]){_VECTOR}", *(rf"\b{alias}" for alias in aliases)])
+    names = "|".join([rf"(?<![\w:]){_VECTOR}", *(rf"\b{alias}" for alias in sorted(aliases))])
     constructor = re.compile(rf"(?:{names})(?=\s*\()")
     pieces, at = [], 0
     for match in constructor.finditer(text):

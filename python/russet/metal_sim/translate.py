@@ -112,7 +112,7 @@ def preprocess(source: str, name: str, defines: Iterable[str] = ()) -> str:
     return done.stdout
 
 
-def translate(source: str, name: str, defines: Iterable[str] = ()) -> Translation:
+def translated(source: str, name: str, defines: Iterable[str] = ()) -> Translation:
     """Translate one self-contained Metal text; `name` stands for it in messages. Raises ShaderError."""
     return _Translator(preprocess(source, name, defines), name).translation()
 
