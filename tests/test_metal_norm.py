@@ -143,3 +143,13 @@ def test_damage_stays_in_its_row(kind):
     y = norm("f32", kind, x, np.ones(300, np.float32))
     assert np.isnan(y[1]).all()
     assert np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(("kind", "n_reads"), [("rms", 2), ("layer", 3)])
+def test_a_row_is_read_for_each_sum_and_once_more(kind, n_reads):
+    x, w = np.ones((1, 1024), np.float32), np.ones(1024, np.float32)
+    args = pack("NormArgs", dim=1024, is_layer=kind == "layer", has_w=1, eps=EPS)
+    report = run("norm", "norm_f16", [args, x, w, None, None, empty((1, 1024), "f16")], (1,), THREADS, count=True)
+    assert report.bytes_read[1].touched == x.nbytes
+    assert report.bytes_read[1].moved == n_reads * x.nbytes
+    assert report.bytes_written[5].moved == 2 * 1024
