@@ -168,6 +168,21 @@ static void a_failed_pass_fails_those_behind_it_and_no_other() {
               "pass 5 failed: the GPU gave up (Domain 3)"));
 }
 
+static void memory_is_let_go_of_when_passes_have_ended() {
+  const auto device = apple_device(kTexts);
+  const Pages pages(1);
+  device->map(pages.floats, kPage);
+  gpu.failures = {0, 3};
+  add(*device, "add", 1, pages.floats, pages.floats);
+  device->commit();
+  device->commit();
+  EXPECT(pages.floats[0] == 0);
+  device->unmap(pages.floats);
+  EXPECT(pages.floats[0] == 1);
+  device->wait(1);
+  EXPECT(says(error_of(ErrorKind::device, [&] { device->wait(2); }), "pass 2 failed"));
+}
+
 static void it_may_go_in_the_middle_of_a_pass() {
   const Pages pages(1);  // is there longer than the device
   const auto device = apple_device(kTexts);
@@ -196,5 +211,6 @@ int main() {
   RUN(a_pass_is_one_concurrent_encoder_with_barriers);
   RUN(residency_follows_the_maps);
   RUN(a_failed_pass_fails_those_behind_it_and_no_other);
+  RUN(memory_is_let_go_of_when_passes_have_ended);
   RUN(it_may_go_in_the_middle_of_a_pass);
 }
