@@ -81,9 +81,7 @@ for name, weight in weights.items():
                 speeds.setdefault(f"{name}, {place}", []).append(gflops)
             print(f"| {name:7} | {place:6} | {n_tokens:6} | {figures} | {error:.0e} |")
 
-print(
-    "\nOn the CPU int8 and int4 quantise the activations too: their error is larger, and measured in docs/quantization.md."
-)
+print("\nOn the CPU int8 and int4 quantise activations too; docs/quantization.md measures what that costs.")
 if simulated:
     print("The Metal kernels ran in a simulator: they are right; how fast they are only a Mac can show.")
 

@@ -34,7 +34,7 @@ inline Best simd_best(Best b) {
     device const float* logits  [[buffer(1)]],
     device float* values        [[buffer(2)]],
     device int* indices         [[buffer(3)]],
-    uint2 group [[threadgroup_position_in_grid]], uint2 thread_id [[thread_position_in_threadgroup]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_id [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]]) {
   constexpr uint n_simds = kArgmaxThreads / kSimd;
   threadgroup float values_of_simds[n_simds];
@@ -45,7 +45,7 @@ inline Best simd_best(Best b) {
   logits += ulong(token) * args.n;
 
   Best best = nothing();
-  for (uint i = begin + thread_id.x; i < end; i += kArgmaxThreads)
+  for (uint i = begin + thread_id; i < end; i += kArgmaxThreads)
     best = better(best, isnan(logits[i]) ? Best{INFINITY, -1} : Best{logits[i], int(i)});
   best = simd_best(best);
   if (lane == 0) {

@@ -46,7 +46,7 @@ struct NormArgs {
 // ---- norm_residual: x[t] += scale * norm(y[t]), y float; arguments and norms as above ----
 // buffers: y float [n_tokens, dim], w, bias, x float [n_tokens, dim]; groups: (n_tokens)
 struct NormResidualArgs {
-  uint32_t dim, is_layer, has_w, has_bias;
+  uint32_t dim, is_layer, has_bias;
   float eps, scale;
 };
 

@@ -1,6 +1,12 @@
-// matmul: y[t] = W n[t] + linear_bias for many tokens
-//   W [n_rows, n_cols] (common/weights.h)    n [n_tokens, n_cols] T    sums in float
+// matmul_T_W             y[t] = W n[t] + linear_bias
+// matmul_residual_T_W    x[t] += scale * (W n[t] + linear_bias)
+// matmul_gate_T_W        h[t] = act(gate n[t]) * (up n[t]), or act(gate n[t])
+// matmul_float_T_W       y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias), or z
+// for many tokens
+//
+//   shapes and buffers: args.h; W in any of the ways of common/weights.h, n of T, sums float
 //   grid: (ceil(n_rows / kMatmulRows), ceil(n_tokens / kMatmulTokens)); threads: (kSimd, kMatmulSimds)
+//   of gate with an up half as many rows: the upper half of the tile is of up
 //
 // A threadgroup makes a tile of kMatmulRows rows by kMatmulTokens tokens. Step by step, its threads bring
 // kStep columns of both to threadgroup memory, W dequantised, and load those of the next step while its
@@ -8,12 +14,12 @@
 //
 // Elements in threadgroup memory, the factors, are half where T is, else float: bfloat would leave a
 // dequantised weight 8 bits, and not every GPU multiplies it natively, while as float it is exact.
-// Accumulators are float.
+// Accumulators are float. (As half, a weight beyond 65,504 is inf.)
 //
 // Bound by arithmetic, 2 n_tokens n_rows n_cols flops. A step of 131,072 flops reads 64 x 32 weights and 32 x
-// 32 elements of n, 2,176 + 2,048 bytes of int8 (groups of 64, f16 scales) and f16: 31 flops a byte, most of
-// which come from caches; an M1 does 38 for each byte of its memory. From threadgroup memory 6 matrices are
-// loaded for 8 products.
+// 32 elements of n, 2,176 + 2,048 bytes of int8 (groups of 64, f16 scales) and f16, most of them from caches:
+// 31 flops a byte, where an M1 does 38 for each byte that its memory delivers. From threadgroup memory 6
+// matrices are loaded for 8 products.
 #include "args.h"
 #include "common/activation.h"
 #include "common/weights.h"
@@ -181,7 +187,6 @@ template <typename T, typename W>
   }
 }
 
-// x[t] += scale * (W n[t] + linear_bias)
 template <typename T, typename W>
 [[kernel]] void matmul_residual(
     constant MatmulArgs& args              [[buffer(0)]],
@@ -205,7 +210,6 @@ template <typename T, typename W>
   }
 }
 
-// y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias)
 template <typename T, typename W>
 [[kernel]] void matmul_float(
     constant MatmulArgs& args              [[buffer(0)]],
@@ -231,7 +235,7 @@ template <typename T, typename W>
   }
 }
 
-// h[t] = act(gate n[t]) * (up n[t]): the lower half of the tile's rows are of gate, the upper of up.
+// The lower half of the tile's rows are of gate, the upper of up; without an up all are of gate.
 template <typename T, typename W>
 [[kernel]] void matmul_gate(
     constant MatmulArgs& args                   [[buffer(0)]],

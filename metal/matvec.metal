@@ -1,5 +1,10 @@
-// matvec: y[t] = W n[t] + linear_bias for few tokens, n = x or rms_norm(x)
-//   W [n_rows, n_cols] (common/weights.h)    x [n_tokens, n_cols] float or T    sums in float
+// matvec_T_W             y[t] = W n[t] + linear_bias, for up to three W
+// matvec_residual_T_W    x[t] += scale * (W y[t] + linear_bias)
+// matvec_gate_T_W        h[t] = act(gate n[t]) * (up n[t]), or act(gate n[t])
+// matvec_float_X_W       y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias), or z
+// with n = x or rms_norm(x), for few tokens
+//
+//   shapes and buffers: args.h; W in any of the ways of common/weights.h, sums float
 //   grid: (ceil(n_rows / kMatvecRows), ceil(n_tokens / kMatvecTokens), n_matrices)
 //   threads: (kSimd, kMatvecSimds)
 //
@@ -68,8 +73,8 @@ struct Place {
   }
 };
 
-// W n for N tokens and R rows of the SIMD-group; a lane gets the sum of its place, or 0 where that is of other
-// rows. Rows and tokens past the last are read as the last.
+// W n for N tokens and R rows of the SIMD-group, from its row `first` on. A lane gets the sum of its place,
+// or 0 where that is of other rows. Rows and tokens past the last are read as the last.
 template <uint N, uint R, typename W, typename X>
 float product_of(W matrix, uint n_rows, Input<X> in, Place place, uint first) {
   const uint first_row = place.first_row + first, last = n_rows - 1 - first_row;
@@ -161,7 +166,6 @@ template <typename T, typename W>
   pick(i, y0, y1, y2)[ulong(place.token) * n_rows + place.row] = T(sum);
 }
 
-// x[t] += scale * (W y[t] + linear_bias)
 template <typename T, typename W>
 [[kernel]] void matvec_residual(
     constant MatvecArgs& args              [[buffer(0)]],
@@ -183,7 +187,6 @@ template <typename T, typename W>
   x[ulong(place.token) * n_rows + place.row] += args.scale * sum;
 }
 
-// h[t] = act(gate n[t]) * (up n[t])
 template <typename T, typename W>
 [[kernel]] void matvec_gate(
     constant MatvecArgs& args                   [[buffer(0)]],
@@ -214,7 +217,6 @@ template <typename T, typename W>
   h[ulong(place.token) * n_rows + place.row] = T(activate(args.activation, gate) * up);
 }
 
-// y[t] = softcap * tanh(z / softcap), z = scale * (W n[t] + linear_bias), n of row rows[t] of x
 template <typename X, typename W>
 [[kernel]] void matvec_float(
     constant MatvecArgs& args              [[buffer(0)]],

@@ -1,4 +1,4 @@
-// norm_T           y[t] = norm(x[row(t)])
+// norm_T           y[t] = norm(x[row(t)]), or x[row(t)] as it is
 // norm_self_T      y[t] = rms(y[t])
 // norm_residual    x[t] += scale * norm(y[t])
 // with rms(x) = x * w / sqrt(mean(x^2) + eps), or the layer norm (x - mean) / sqrt(var + eps) * w + bias
@@ -53,14 +53,13 @@ template <typename T>
   threadgroup float scratch[2 * kSimds];
   x += ulong(args.has_rows ? uint(rows[token]) : token) * args.dim;
   y += ulong(token) * args.dim;
-  Moments m = {0, 1};  // without w: x as it is
-  if (args.has_w) m = moments(x, args.dim, args.is_layer, args.eps, scratch, thread_id);
-  for (uint i = thread_id; i < args.dim; i += kNormThreads) {
-    float value = (x[i] - m.mean) * m.scale;
-    if (args.has_w) value *= w[i];
-    if (args.has_bias) value += bias[i];
-    y[i] = T(value);
+  if (!args.has_w) {
+    for (uint i = thread_id; i < args.dim; i += kNormThreads) y[i] = T(x[i]);
+    return;
   }
+  const Moments m = moments(x, args.dim, args.is_layer, args.eps, scratch, thread_id);
+  for (uint i = thread_id; i < args.dim; i += kNormThreads)
+    y[i] = T((x[i] - m.mean) * m.scale * w[i] + (args.has_bias ? bias[i] : 0));
 }
 
 template <typename T>
@@ -86,12 +85,8 @@ template <typename T>
   y += ulong(token) * args.dim;
   x += ulong(token) * args.dim;
   const Moments m = moments(y, args.dim, args.is_layer, args.eps, scratch, thread_id);
-  for (uint i = thread_id; i < args.dim; i += kNormThreads) {
-    float value = (y[i] - m.mean) * m.scale;
-    if (args.has_w) value *= w[i];
-    if (args.has_bias) value += bias[i];
-    x[i] += args.scale * value;
-  }
+  for (uint i = thread_id; i < args.dim; i += kNormThreads)
+    x[i] += args.scale * ((y[i] - m.mean) * m.scale * w[i] + (args.has_bias ? bias[i] : 0));
 }
 
 template [[host_name("norm_f32")]]  [[kernel]] decltype(norm<float>)  norm<float>;

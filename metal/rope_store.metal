@@ -18,13 +18,17 @@ using namespace russet::metal;
 template <typename T>
 void norm_rope(device const T* x, device T* y, bool has_norm, device const float* norm, float eps,
                device const float* cos, device const float* sin, uint rotary_dim, uint head_dim, uint lane) {
+  const uint half_dim = rotary_dim / 2;
   float scale = 1;
   if (has_norm) {
     float squares = 0;
-    for (uint i = lane; i < head_dim; i += kSimd) squares += float(x[i]) * float(x[i]);
+    for (uint i = lane; i < half_dim; i += kSimd) {
+      const float lower = float(x[i]), upper = float(x[i + half_dim]);
+      squares += lower * lower + upper * upper;
+    }
+    for (uint i = rotary_dim + lane; i < head_dim; i += kSimd) squares += float(x[i]) * float(x[i]);
     scale = rsqrt(simd_sum(squares) / float(head_dim) + eps);
   }
-  const uint half_dim = rotary_dim / 2;
   for (uint i = lane; i < half_dim; i += kSimd) {
     const uint j = i + half_dim;
     const float lower = float(x[i]) * scale * (has_norm ? norm[i] : 1);

@@ -53,3 +53,10 @@ def test_infinities():
     logits = np.full((2, 300), -np.inf, np.float32)
     logits[1, 299] = -3e38
     np.testing.assert_array_equal(argmax(logits), [0, 299])
+
+
+def test_logits_are_read_once():
+    logits = np.zeros((1, 1000), np.float32)
+    buffers = [pack("ArgmaxArgs", n=1000), logits, empty((1, PARTS), "f32"), np.empty((1, PARTS), np.int32)]
+    report = run("argmax", "argmax_parts", buffers, (PARTS, 1), (CONSTANTS["kArgmaxThreads"],), count=True)
+    assert report.bytes_read[1].moved == logits.nbytes

@@ -56,7 +56,8 @@ class Case:
         return cache
 
 
-def decode(t, case, q, k, v, schedule=0):
+def decode(t, case, q, k, v, schedule=0, count=False):
+    """The attended rows, widened; where bytes are to be counted the reports of both kernels instead."""
     cache = case.cache(t, k, v)
     args, out = case.args(cache), empty(q.shape, t)
     q = stored(q, t)[0]
@@ -66,21 +67,22 @@ def decode(t, case, q, k, v, schedule=0):
     if case.n_parts > 1:
         partial = empty((case.n_tokens, case.n_heads, case.n_parts, case.head_dim + 2), "f32")
     name = f"attention_decode_{t}_{case.layout()}"
-    run("attention", name, [args, q, cache.blocks, out, partial], groups, (SIMD, CONSTANTS["kDecodeSimds"]), schedule)
+    buffers, threads = [args, q, cache.blocks, out, partial], (SIMD, CONSTANTS["kDecodeSimds"])
+    reports = [run("attention", name, buffers, groups, threads, schedule, count)]
     if partial is not None:
         groups = (case.n_heads, case.n_tokens)
-        run("attention", f"attention_merge_{t}", [args, partial, out], groups, (SIMD,), schedule)
-    return reference.widen(out, t)
+        reports.append(run("attention", f"attention_merge_{t}", [args, partial, out], groups, (SIMD,), schedule, count))
+    return reports if count else reference.widen(out, t)
 
 
-def prefill(t, case, q, k, v, schedule=0):
+def prefill(t, case, q, k, v, schedule=0, count=False):
     cache = case.cache(t, k, v)
     args, out = case.args(cache), empty(q.shape, t)
     groups = (-(-case.n_tokens // CONSTANTS["kPrefillQueries"]), case.n_heads)
     name = f"attention_prefill_{t}_{case.layout()}"
     buffers = [args, stored(q, t)[0], cache.blocks, out]
-    run("attention", name, buffers, groups, (SIMD, CONSTANTS["kPrefillSimds"]), schedule)
-    return reference.widen(out, t)
+    report = run("attention", name, buffers, groups, (SIMD, CONSTANTS["kPrefillSimds"]), schedule, count)
+    return report if count else reference.widen(out, t)
 
 
 def check(kernel, t, case, schedule=0):
@@ -199,6 +201,34 @@ def test_any_number_of_heads_shares_keys(n_heads, n_kv_heads):
 def test_parts_without_keys(n_parts, window):
     check(decode, "f32", Case(24, 3, 1, pos=2, n_tokens=4, window=window, n_parts=n_parts))
     check(decode, "f32", Case(24, 3, 1, pos=2 * BLOCK, window=window, n_parts=n_parts))
+
+
+@pytest.mark.parametrize("kernel", [decode, prefill])
+def test_no_bit_depends_on_the_order_of_threads(kernel):
+    case = Case(32, 4, 2, pos=70, n_tokens=20, n_parts=2)
+    q, k, v = case.random("f32")
+    first, *others = (kernel("f32", case, q, k, v, schedule) for schedule in SCHEDULES)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_decode_reads_each_key_once():
+    """What attention.metal says decode is bound by: the cache once, and what the parts add to it."""
+    case = Case(128, 4, 2, pos=255, n_parts=2)
+    reports = decode("f16", case, *case.random("f16"), count=True)
+    cache_bytes = 256 * 2 * 2 * 128 * 2
+    partial_bytes = 4 * 2 * (128 + 2) * 4
+    assert reports[0].bytes_read[2].moved == reports[0].bytes_read[2].touched == cache_bytes
+    assert reports[0].bytes_written[4].moved == reports[1].bytes_read[1].moved == partial_bytes
+    assert reports[1].bytes_written[2].moved == 4 * 128 * 2
+
+
+def test_prefill_reads_each_key_once_for_16_queries():
+    case = Case(64, 1, 1, pos=0, n_tokens=96)
+    report = prefill("f16", case, *case.random("f16"), count=True)
+    n_keys = sum(range(16, 97, 16))  # that SIMD-group after SIMD-group sees
+    assert report.bytes_read[2].moved == n_keys * 2 * 64 * 2
+    assert report.bytes_read[2].touched == 96 * 2 * 64 * 2
 
 
 @pytest.mark.parametrize("kernel", [decode, prefill])

@@ -40,3 +40,15 @@ def test_matches_numpy(w, p):
         group_size = (32, 64, 128)[i % 3]
         n_cols = dim if w in DTYPES else n_groups * group_size
         check(w, p, n_cols, 1 + i % 4, group_size, i % 2 == 0, SCHEDULES[i % 3])
+
+
+@pytest.mark.parametrize("w", STORED_AS)
+def test_the_token_of_nan_is_nan(w):
+    """argmax makes NaN a token of -1, which may reach embed before the host sees it."""
+    table = random_matrix(np.random.default_rng(0), VOCAB_SIZE, 64, w, 32)
+    tokens = np.array([2, -1], np.int32)
+    x = np.zeros((2, 64), np.float32)
+    args = pack("EmbedArgs", dim=64, group_size=table.group_size, scale=1.0)
+    run("embed", f"embed_{w}_f32", [args, *table.buffers, None, tokens, None, x], (1, 2), (THREADS,))
+    np.testing.assert_array_equal(np.isnan(x).all(axis=1), [False, True])
+    assert np.isfinite(x[0]).all()

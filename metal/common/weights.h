@@ -64,15 +64,15 @@ struct Affine {
 
   struct Piece {
     uint2 codes;
-    float scale, bias;
+    S scale, bias;
 
     float4 quad(uint i) const {
       if (bits == 8) return float4(as_type<uchar4>(codes[i]));
       const uint four = codes[i / 2] >> (i % 2 * 16);
       return float4(four & 15, four >> 4 & 15, four >> 8 & 15, four >> 12 & 15);
     }
-    float4 weights(uint i) const { return scale * quad(i) + bias; }
-    float total(float sum_qx, float sum_x) const { return scale * sum_qx + bias * sum_x; }
+    float4 weights(uint i) const { return float(scale) * quad(i) + float(bias); }
+    float total(float sum_qx, float sum_x) const { return float(scale) * sum_qx + float(bias) * sum_x; }
   };
 
   device const uint2* codes;
@@ -95,14 +95,14 @@ struct Affine {
 
   Piece load(uint row, uint col) const {
     const uint at = row * n_cols + col, group = at >> group_shift;
-    return {codes[at / kColumns], float(scales[group]), float(biases[group])};
+    return {codes[at / kColumns], scales[group], biases[group]};
   }
 
   float element(uint row, uint col) const {
     const Piece piece = load(row, col - col % kColumns);
     const uint bit = col % kColumns * bits;
     const uint q = piece.codes[bit / 32] >> bit % 32 & ((1 << bits) - 1);
-    return piece.scale * q + piece.bias;
+    return float(piece.scale) * q + float(piece.bias);
   }
 };
 

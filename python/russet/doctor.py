@@ -125,4 +125,6 @@ def _metal_sim() -> BackendReport:
         compiler = toolchain.find()
     except BackendError as error:
         return BackendReport(name="metal-sim", available=False, reason=str(error))
-    return BackendReport(name="metal-sim", available=True, reason=f"simulated on the CPU, compiled by {compiler}")
+    return BackendReport(
+        name="metal-sim", available=True, reason=f"the same kernels, simulated on the CPU by {compiler}"
+    )

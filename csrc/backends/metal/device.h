@@ -49,7 +49,8 @@ class Device {
   // Shows the device [begin, begin + n_bytes), whole pages, which must stay where they are until unmap().
   // Ranges may overlap, but none may lie within another. Throws Error{memory}.
   virtual void map(const void* begin, size_t n_bytes) = 0;
-  virtual void unmap(const void* begin) = 0;  // no pass that is not waited for may use it
+  // Waits for the passes in flight first; what failed in them is for wait() to throw.
+  virtual void unmap(const void* begin) = 0;
 
   virtual void dispatch(const Dispatch& dispatch) = 0;
   virtual void barrier() = 0;

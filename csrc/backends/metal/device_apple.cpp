@@ -166,6 +166,7 @@ class AppleDevice : public Device {
     const auto pool = autorelease_pool();
     const auto range = ranges_.find(static_cast<const std::byte*>(begin));
     if (range == ranges_.end()) return;
+    finish(n_committed_);
     if (residency_) {
       residency_->removeAllocation(range->second.buffer.get());
       residency_->commit();

@@ -86,7 +86,10 @@ class Simulated : public SimulatedDevice {
           ErrorKind::device, "metal: only whole pages can be mapped");
     ranges_[first] = first + n_bytes;
   }
-  void unmap(const void* begin) override { ranges_.erase(static_cast<const std::byte*>(begin)); }
+  void unmap(const void* begin) override {
+    run_until(n_committed_);
+    ranges_.erase(static_cast<const std::byte*>(begin));
+  }
 
   void dispatch(const Dispatch& d) override {
     Recorded recorded{static_cast<const Kernel*>(d.pipeline.handle),

@@ -401,12 +401,8 @@ void MetalOps::linear_residual(const Linear& linear, const NormWeights& post_nor
   if (post_norm) {
     linear_float(linear, {.data = y}, n_tokens, 1, 0, whole_);
     device_.barrier();
-    const NormResidualArgs args{uint32_t(config_.dim),
-                                config_.norm == NormKind::layer,
-                                true,
-                                post_norm.bias != nullptr,
-                                config_.norm_eps,
-                                scale};
+    const NormResidualArgs args{uint32_t(config_.dim), config_.norm == NormKind::layer,
+                                post_norm.bias != nullptr, config_.norm_eps, scale};
     encode(norm_residual_, args, {whole_, post_norm.w, post_norm.bias, x}, {unsigned(n_tokens)},
            {kNormThreads});
   } else {

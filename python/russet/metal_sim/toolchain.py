@@ -28,6 +28,9 @@ class Toolchain:
     version: str
     is_zig: bool
 
+    def __str__(self) -> str:
+        return f"{'zig' if self.is_zig else 'clang'} {self.version}"
+
     @property
     def machine_flags(self) -> tuple[str, ...]:
         """One processor for all x86-64 machines that have AVX2, so that results do not depend on which it is."""
