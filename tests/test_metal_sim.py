@@ -287,6 +287,18 @@ def test_bytes_are_counted(rng):
     assert report.bytes_written[2] == metal_sim.Traffic(c.nbytes, c.nbytes)
 
 
+@every_schedule
+def test_atomics_are_shared_by_threadgroups(rng, schedule):
+    """Where accesses are counted, a plain one to what another threadgroup wrote is an error."""
+    library = metal_sim.compile_file(FOLDER / "kernels.metal", (FOLDER,), count=True, kernels=["histogram"])
+    x = rng.integers(0, 256, 512, dtype=np.uint8)
+    counts = np.zeros(16, np.uint32)
+    buffers = {0: x, 1: counts, 2: np.zeros(1, np.float32), 3: np.zeros(1, np.int32)}
+    report = library.run("histogram", buffers, groups=(4,), threads=(128,), schedule=schedule)
+    np.testing.assert_array_equal(counts, np.bincount(x % 16, minlength=16))
+    assert report.bytes_written[1] == metal_sim.Traffic(64, 4 * 64)
+
+
 def test_the_strict_pass_accepts_them():
     metal_sim.check(metal_sim.inlined(FOLDER / "kernels.metal", (FOLDER,)), name="kernels.metal")
 

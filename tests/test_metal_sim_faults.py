@@ -107,6 +107,22 @@ def test_a_write_before_the_start(library):
     assert "outside buffer 0: at byte -4 of 4096" in str(error)
 
 
+@pytest.mark.parametrize("schedule", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("written_by_two_threadgroups", "writes byte .* of buffer 0, which another one wrote"),
+        ("reads_another_threadgroup", "(reads|writes) byte .* of buffer 0, which another one (wrote|read)"),
+    ],
+)
+def test_threadgroups_that_depend_on_each_other(kernel, message, schedule):
+    library = metal_sim.compile_file(FAULTS, (FOLDER,), count=True, kernels=[kernel])
+    error = caught(library, kernel, {0: floats(128)}, groups=(2,), schedule=schedule)
+    assert re.search(message, str(error))
+    if error.line is not None:
+        assert error.line in lines_of(kernel)
+
+
 def test_the_library_goes_on_after_a_fault(library):
     for _ in range(3):
         caught(library, "write_past_the_end", {0: floats()})

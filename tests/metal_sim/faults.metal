@@ -117,3 +117,13 @@ kernel void endless_stack(device float* y [[buffer(0)]], uint i [[thread_positio
   for (uint k = 0; k < 40000; k++) mine[k] = y[i];
   y[i] = mine[i];
 }
+
+kernel void written_by_two_threadgroups(device float* y [[buffer(0)]], uint i [[thread_position_in_threadgroup]]) {
+  y[i] = float(i);  // written_by_two_threadgroups
+}
+
+kernel void reads_another_threadgroup(
+    device float* y [[buffer(0)]], uint i [[thread_position_in_threadgroup]],
+    uint group [[threadgroup_position_in_grid]]) {
+  y[group * 64 + i] = group == 0 ? 1.0f : y[i] + 1.0f;  // reads_another_threadgroup
+}

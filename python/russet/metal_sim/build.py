@@ -59,13 +59,13 @@ RUNTIME = ["-O2", "-fno-builtin", "-fno-sanitize=undefined"]
 def built(text: str, name: str, sanitize: Sanitizer | None, count: bool) -> Path:
     """The library that was, or now is, compiled from a translated text with its table. Raises ShaderError."""
     clang = toolchain.find(needs_sanitizers=sanitize is not None)
-    flags = [*COMMON, *clang.machine_flags]
+    flags = [*COMMON, *clang.machine_flags, f"-DMETAL_SIM_COUNT={int(count)}"]
     kernel_flags = [*flags, *KERNELS, *(COUNTED if count else ())]
     link_flags = ["-shared", "-lm", "-lpthread", "-Wl,-z,nodelete"]  # its signal handler stays: see runtime.cpp
     if sanitize:
         kernel_flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"]
         link_flags += [f"-fsanitize={sanitize}", "-shared-libsan"]
-    runtime_flags = [*flags, *RUNTIME, f"-DMETAL_SIM_COUNT={int(count)}"]
+    runtime_flags = [*flags, *RUNTIME]
 
     kernels_key = _key(text, *clang.command, clang.version, *kernel_flags, *link_flags, *runtime_flags, *_shim())
     library = _cache() / f"{kernels_key}.so"

@@ -42,6 +42,7 @@ __attribute__((weak, visibility("hidden"))) extern metal_sim::ThreadgroupVariabl
 namespace metal_sim {
 
 bool only_naming = false;
+volatile bool in_atomic = false;
 
 namespace {
 
@@ -77,10 +78,13 @@ struct SimdGroup {
   char order[2];  // TSan's: barriers alternate, so that one's release is not the next one's
 };
 
-// The bits of the bytes of one buffer that were read or written.
+// Of one buffer: a bit for every byte that was read or written and, where the kernel may write, for every
+// byte the threadgroup that did, by number from 1.
 struct Touched {
   uint8_t *read, *written;
+  uint32_t *reader, *writer;
 };
+constexpr uint32_t kSeveral = ~0u;  // of them read it
 
 struct Run {
   const MetalSimLaunch* launch;
@@ -106,6 +110,7 @@ struct Run {
   const void* main_stack;
   size_t main_stack_bytes;
 
+  uint32_t n_started;  // threadgroups; so the one that runs has this number, counted from 1
   bool failed;
   bool counting;
   Touched touched[kMetalSimMaxBuffers];
@@ -143,7 +148,6 @@ uint32_t random_below(uint32_t n) {
 }
 
 // ---- errors
-// ----------------------------------------------------------------------------------------------------
 
 __attribute__((format(printf, 2, 3))) void set_error(Site site, const char* format, ...) {
   MetalSimError* error = run.launch->error;
@@ -157,8 +161,16 @@ __attribute__((format(printf, 2, 3))) void set_error(Site site, const char* form
   run.failed = true;
 }
 
+// Where this library is loaded: its ELF header.
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[];
+
+// The instruction that an error is about; addr2line knows its line.
+void set_pc(uint64_t pc) {
+  run.launch->error->has_pc = 1;
+  run.launch->error->pc = pc - reinterpret_cast<uint64_t>(__ehdr_start);
+}
+
 // ---- switching
-// -------------------------------------------------------------------------------------------------
 
 char* stack_of(uint32_t lane) {
   return run.stacks + kPage + lane * kStack;
@@ -220,7 +232,6 @@ void set_ready(uint32_t lane) {
 }
 
 // ---- what happens when nobody can run
-// --------------------------------------------------------------------------
 
 // Where a lane is, for a message about another that waits for it.
 void describe(const Lane& lane, char* text, size_t bytes) {
@@ -276,7 +287,6 @@ void describe(const Lane& lane, char* text, size_t bytes) {
 }
 
 // ---- waiting
-// ---------------------------------------------------------------------------------------------------
 
 void wait_here(State state, Site site) {
   Lane& lane = run.lanes[run.current];
@@ -320,7 +330,6 @@ void meet_threadgroup(Site site) {
 }
 
 // ---- one threadgroup
-// -------------------------------------------------------------------------------------------
 
 // Where every fiber begins.
 void lane_main() {
@@ -382,6 +391,7 @@ void run_threadgroup(const uint32_t group[3]) {
     set_ready(i);
   }
   refill_threadgroup_memory();
+  ++run.n_started;
   const uint32_t schedule = run.launch->schedule, n = run.n_simdgroups;
   run.current = first_ready(schedule == 0 ? 0 : schedule == 1 ? n - 1 : random_below(n));
   if (__tsan_release) __tsan_release(&run.order_start);
@@ -401,7 +411,6 @@ void run_threadgroup(const uint32_t group[3]) {
 }
 
 // ---- bad accesses
-// ----------------------------------------------------------------------------------------------
 
 struct sigaction before_us[2];
 char signal_stack[64 << 10];
@@ -421,12 +430,9 @@ int buffer_near(const char* address, int64_t* byte) {
   return nearest;
 }
 
-extern "C" __attribute__((
-    visibility("hidden"))) char __ehdr_start[];  // where this library is loaded: its ELF header
-
 void on_bad_access(int number, siginfo_t* info, void* context) {
-  if (!running ||
-      !pthread_equal(running_thread, pthread_self())) {  // not ours: what would have happened without us
+  if (!running || !pthread_equal(running_thread, pthread_self())) {
+    // Not ours: what would have happened without us.
     const struct sigaction& before = before_us[number == SIGBUS];
     if (before.sa_flags & SA_SIGINFO) return before.sa_sigaction(number, info, context);
     if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) return before.sa_handler(number);
@@ -457,29 +463,49 @@ void on_bad_access(int number, siginfo_t* info, void* context) {
               address < reinterpret_cast<char*>(kGuard) ? " (one not bound?)" : "", thread, group[0],
               group[1], group[2]);
   run.launch->error->buffer = buffer;
-  run.launch->error->has_pc = 1;
-  run.launch->error->pc = pc - reinterpret_cast<uint64_t>(__ehdr_start);
+  set_pc(pc);
   switch_to_main();
 }
 
-// Once for each library. It is never taken back, because handlers of other libraries may have been put upon
-// it.
+// Once for each library. It is never taken back, because another library may have put its own upon it; so a
+// library is never unloaded, either (-z nodelete).
 void install_handler() {
   static bool installed = false;
   if (installed) return;
   installed = true;
   struct sigaction action = {};
   action.sa_sigaction = on_bad_access;
-  action.sa_flags =
-      SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // we leave by switching, so nothing may stay blocked
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // left by switching: nothing may stay blocked
   sigaction(SIGSEGV, &action, &before_us[0]);
   sigaction(SIGBUS, &action, &before_us[1]);
 }
 
 // ---- counting
-// --------------------------------------------------------------------------------------------------
 
-void count(const void* address, size_t bytes, bool write) {
+// Threadgroups run in no order that a kernel may rely on: what one writes, no other may read or write.
+void check_alone(uint32_t buffer, uint64_t byte, bool write, const void* pc) {
+  const Touched& touched = run.touched[buffer];
+  const uint32_t mine = run.n_started;
+  const uint32_t writer = touched.writer[byte], reader = touched.reader[byte];
+  const char* other = writer && writer != mine            ? "wrote"
+                      : write && reader && reader != mine ? "read"
+                                                          : nullptr;
+  if (write)
+    touched.writer[byte] = mine;
+  else
+    touched.reader[byte] = reader && reader != mine ? kSeveral : mine;
+  if (!other) return;
+  const uint32_t* group = run.lanes[run.current].place.threadgroup_position_in_grid;
+  set_error(Site{},
+            "threadgroup (%u, %u, %u) %s byte %llu of buffer %u, which another one %s: nothing orders them",
+            group[0], group[1], group[2], write ? "writes" : "reads", static_cast<unsigned long long>(byte),
+            buffer, other);
+  run.launch->error->buffer = int32_t(buffer);
+  set_pc(reinterpret_cast<uint64_t>(pc) - 1);  // of the call, not of what follows it
+  switch_to_main();
+}
+
+void count(const void* address, size_t bytes, bool write, const void* pc) {
   if (!running || !run.counting) return;
   const uint32_t n = run.launch->n_buffers;
   for (uint32_t k = 0, i = run.last_buffer; k < n; ++k, i = i + 1 == n ? 0 : i + 1) {
@@ -488,36 +514,66 @@ void count(const void* address, size_t bytes, bool write) {
     run.last_buffer = i;
     MetalSimTraffic& traffic = run.launch->report->traffic[i];
     (write ? traffic.written_moved : traffic.read_moved) += bytes;
-    uint8_t* touched = write ? run.touched[i].written : run.touched[i].read;
+    const Touched& touched = run.touched[i];
+    uint8_t* bits = write ? touched.written : touched.read;
     uint64_t& n_touched = write ? traffic.written_touched : traffic.read_touched;
     for (uint64_t b = offset; b < offset + bytes && b < run.launch->buffers[i].bytes; ++b) {
-      n_touched += !(touched[b / 8] >> b % 8 & 1);
-      touched[b / 8] = uint8_t(touched[b / 8] | 1 << b % 8);
+      n_touched += !(bits[b / 8] >> b % 8 & 1);
+      bits[b / 8] = uint8_t(bits[b / 8] | 1 << b % 8);
+      if (touched.writer && !in_atomic) check_alone(i, b, write, pc);
     }
     return;
   }
 }
 
+// Zeros, of which only what is used takes memory. Null for no bytes, and where there are none left.
+void* reserve(size_t bytes) {
+  if (!bytes) return nullptr;
+  void* zeros =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return zeros == MAP_FAILED ? nullptr : zeros;
+}
+
+void release(void* zeros, size_t bytes) {
+  if (zeros) munmap(zeros, bytes);
+}
+
+bool may_be_written(uint32_t buffer) {
+  const MetalSimKernel& kernel = run.kernel->described;
+  for (uint32_t i = 0; i < kernel.n_arguments; ++i)
+    if (kernel.arguments[i].kind == kMetalSimBuffer && kernel.arguments[i].index == buffer)
+      return kernel.arguments[i].writable;
+  return false;
+}
+
 bool start_counting() {
   run.last_buffer = 0;
+  bool enough = true;
   for (uint32_t i = 0; i < run.launch->n_buffers; ++i) {
-    const size_t bytes = run.launch->buffers[i].bytes / 8 + 1;
-    run.touched[i] = {static_cast<uint8_t*>(calloc(bytes, 1)), static_cast<uint8_t*>(calloc(bytes, 1))};
-    if (!run.touched[i].read || !run.touched[i].written) return false;
+    const size_t bytes = run.launch->buffers[i].bytes,
+                 groups = may_be_written(i) ? bytes * sizeof(uint32_t) : 0;
+    run.touched[i] = {static_cast<uint8_t*>(reserve(bytes / 8 + 1)),
+                      static_cast<uint8_t*>(reserve(bytes / 8 + 1)), static_cast<uint32_t*>(reserve(groups)),
+                      static_cast<uint32_t*>(reserve(groups))};
+    enough &= run.touched[i].read && run.touched[i].written && (!groups || run.touched[i].reader) &&
+              (!groups || run.touched[i].writer);
   }
-  return true;
+  return enough;
 }
 
 void stop_counting() {
-  for (Touched& touched : run.touched) {
-    free(touched.read);
-    free(touched.written);
+  for (uint32_t i = 0; i < run.launch->n_buffers; ++i) {
+    const size_t bytes = run.launch->buffers[i].bytes;
+    Touched& touched = run.touched[i];
+    release(touched.read, bytes / 8 + 1);
+    release(touched.written, bytes / 8 + 1);
+    release(touched.reader, bytes * sizeof(uint32_t));
+    release(touched.writer, bytes * sizeof(uint32_t));
     touched = {};
   }
 }
 
 // ---- a launch
-// --------------------------------------------------------------------------------------------------
 
 const char* named_function;
 uint32_t named_max_threads;
@@ -793,7 +849,6 @@ void barrier(Barrier kind, bool memory_ordered, Site site) {
 }  // namespace metal_sim
 
 // ---- the C interface
-// -------------------------------------------------------------------------------------------
 
 using namespace metal_sim;
 
@@ -820,6 +875,7 @@ METAL_SIM_EXPORT int metal_sim_run(const MetalSimLaunch* launch) {
   launch->error->buffer = -1;
   run.launch = launch;
   run.failed = false;
+  run.n_started = 0;
   uint32_t i = 0;
   while (i < n_kernels && strcmp(table[i].name, launch->kernel) != 0) ++i;
   if (i < n_kernels)
@@ -858,12 +914,12 @@ METAL_SIM_EXPORT void metal_sim_free(void* memory, uint64_t bytes) {
 }
 
 // Calls that clang puts before every load and store of a library compiled with count=True.
-#define METAL_SIM_COUNTED(bytes)                                \
-  extern "C" void __sanitizer_cov_load##bytes(void* address) {  \
-    metal_sim::count(address, bytes, false);                    \
-  }                                                             \
-  extern "C" void __sanitizer_cov_store##bytes(void* address) { \
-    metal_sim::count(address, bytes, true);                     \
+#define METAL_SIM_COUNTED(bytes)                                          \
+  extern "C" void __sanitizer_cov_load##bytes(void* address) {            \
+    metal_sim::count(address, bytes, false, __builtin_return_address(0)); \
+  }                                                                       \
+  extern "C" void __sanitizer_cov_store##bytes(void* address) {           \
+    metal_sim::count(address, bytes, true, __builtin_return_address(0));  \
   }
 METAL_SIM_COUNTED(1)
 METAL_SIM_COUNTED(2)

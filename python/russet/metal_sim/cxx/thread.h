@@ -60,6 +60,9 @@ extern const uint32_t n_function_constants;
 extern bool only_naming;
 void enter_kernel(const char* function, uint32_t max_threads);
 
+// Set around an atomic access where accesses are counted: atomics alone may be shared by threadgroups.
+extern volatile bool in_atomic;
+
 const Place& place();
 
 // All lanes of the SIMD-group meet here, each with a value of `bytes` bytes. Returns the values, one lane

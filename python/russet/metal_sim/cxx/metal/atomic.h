@@ -1,6 +1,7 @@
 // Atomics. Threads take turns, so any access is atomic; they are real ones for ThreadSanitizer's sake, which
 // takes two plain accesses for a race.
 #pragma once
+#include "../thread.h"
 #include "vector.h"
 
 namespace metal {
@@ -31,15 +32,25 @@ using atomic_ulong = atomic<ulong>;
 using atomic_bool = atomic<bool>;
 using atomic_float = atomic<float>;
 
+// Says to the counting of accesses that this one is atomic.
+struct AtomicAccess {
+#if METAL_SIM_COUNT
+  METAL_SIM_INLINE AtomicAccess() { metal_sim::in_atomic = true; }
+  METAL_SIM_INLINE ~AtomicAccess() { metal_sim::in_atomic = false; }
+#endif
+};
+
 template <class T>
 METAL_SIM_INLINE T atomic_load_explicit(const volatile atomic<T>* from, memory_order) {
   T value;
+  const AtomicAccess atomic_access;
   __atomic_load(&from->value, &value, __ATOMIC_RELAXED);
   return value;
 }
 template <class T, class U>
 METAL_SIM_INLINE void atomic_store_explicit(volatile atomic<T>* to, U desired, memory_order) {
   T value = T(desired);
+  const AtomicAccess atomic_access;
   __atomic_store(&to->value, &value, __ATOMIC_RELAXED);
 }
 
