@@ -317,7 +317,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
         for (uint e = 0; e < 2; ++e) sums[b][i].thread_elements()[e] *= rescale;
     }
 
-    // sums += weights V; what lies after the last row may be NaN, even times 0: the last is read in its place
+    // sums += weights V; a weight of 0 does not undo a NaN in the rows after the last, which is read for them
 #pragma unroll
     for (uint r = 0; r < n_runs; ++r) {
       if (8 * r * run >= head_dim) continue;
