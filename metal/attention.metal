@@ -258,7 +258,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
   for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
     device const T* k = cache + key_offset(args.cache, kv_head, key);
     device const T* v = k + value_offset(args.cache);
-    const uint last_row = end - 1 - key;  // read in place of those after it, which may hold anything, NaN too
+    const uint last_row = end - 1 - key;
 
     // scores = Q K^T
     simdgroup_float8x8 scores[n_blocks][n_keys];
@@ -272,8 +272,8 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
 #pragma unroll
       for (uint f = 0; f < n_keys; ++f) {
         device const T* k_run = k + min((8 * r + row) * run, head_dim - run);
-        load<run>(k_run + min(8 * f + col, last_row) * head_dim, k_left[f]);
-        load<run>(k_run + min(8 * f + col + 1, last_row) * head_dim, k_right[f]);
+        load<run>(k_run + (8 * f + col) * head_dim, k_left[f]);
+        load<run>(k_run + (8 * f + col + 1) * head_dim, k_right[f]);
       }
 #pragma unroll
       for (uint b = 0; b < n_blocks; ++b) {
@@ -290,7 +290,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
       }
     }
 
-    // scores become weights, exp(cap(scale * scores) - highest)
+    // scores become weights, exp(cap(scale * scores) - highest); whatever it was, a key not seen weighs 0
 #pragma unroll
     for (uint b = 0; b < n_blocks; ++b) {
       float top = highest[b];
@@ -317,7 +317,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
         for (uint e = 0; e < 2; ++e) sums[b][i].thread_elements()[e] *= rescale;
     }
 
-    // sums += weights V
+    // sums += weights V; a weight of 0 does not undo a NaN in the rows after the last, which is read for them
 #pragma unroll
     for (uint r = 0; r < n_runs; ++r) {
       if (8 * r * run >= head_dim) continue;

@@ -217,6 +217,16 @@ def test_nan_weights_are_noticed(libraries, tmp_path):
         session.append_greedy(3)
 
 
+def test_after_a_failed_pass_the_model_is_usable(libraries, small):
+    """A buffer exchanged for one that is not there: the pass that touches it fails, and those behind it alone."""
+    backend = MetalBackend(*bound(small), _core.MetalDevice.simulated(libraries, 0, "swap", 0))
+    session, expected = backend.session(30), MetalBackend(*bound(small), _core.MetalDevice.simulated(libraries))
+    with pytest.raises(BackendError, match="metal-sim: embed_f32_f32: read"):
+        session.forward(prompt_of(20))
+    session.rewind(0)
+    assert np.array_equal(session.forward(prompt_of(20)), expected.session(30).forward(prompt_of(20)))
+
+
 # ---- one product ----
 
 

@@ -54,6 +54,12 @@ struct Recorded {
   Grid groups, threads;
 };
 
+// Passes first to last.
+struct Failure {
+  uint64_t first = 1, last = 0;
+  std::string text;
+};
+
 // Dispatches that no barrier parts.
 using Stage = std::vector<Recorded>;
 
@@ -114,7 +120,7 @@ class Simulated : public SimulatedDevice {
   }
   void wait(uint64_t pass) override {
     run_until(pass);
-    if (!failure_.empty()) fail(ErrorKind::device, std::exchange(failure_, {}));
+    if (failure_.first <= pass && pass <= failure_.last) fail(ErrorKind::device, failure_.text);
   }
 
   const std::map<std::string, Traffic>& traffic() const override { return traffic_; }
@@ -140,9 +146,10 @@ class Simulated : public SimulatedDevice {
   }
 
   void run_until(uint64_t pass) {
-    for (; n_done_ < pass; ++n_done_) {
+    while (n_done_ < pass) {
+      ++n_done_;
       for (Stage& stage : waiting_.front())
-        if (failure_.empty()) run(stage);
+        if (n_done_ > failure_.last) run(stage);
       waiting_.erase(waiting_.begin());
     }
   }
@@ -167,8 +174,9 @@ class Simulated : public SimulatedDevice {
       launch.report = &report;
       launch.error = &error;
       if (r.kernel->library.run(&launch) != 0) {
-        failure_ = std::string("metal-sim: ") + launch.kernel + ": " + error.text;
-        if (error.file) failure_ += std::string(" (") + error.file + ":" + std::to_string(error.line) + ")";
+        failure_ = {n_done_, n_committed_, std::string("metal-sim: ") + launch.kernel + ": " + error.text};
+        if (error.file)
+          failure_.text += std::string(" (") + error.file + ":" + std::to_string(error.line) + ")";
         return;
       }
       count(launch.kernel, report);
@@ -199,7 +207,7 @@ class Simulated : public SimulatedDevice {
   std::vector<Stage> pass_ = std::vector<Stage>(1);
   std::vector<std::vector<Stage>> waiting_;
   uint64_t n_committed_ = 0, n_done_ = 0;
-  std::string failure_;
+  Failure failure_;  // the last one
 };
 
 }  // namespace

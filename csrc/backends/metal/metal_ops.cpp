@@ -47,7 +47,6 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
 
 std::byte* MetalOps::reserve(Room& room, size_t n_bytes) {
   if (n_bytes > room.buffer.size()) {
-    settle();
     room.mapping = {};
     room.buffer.reserve(whole_pages(n_bytes));
     room.mapping = Mapping(device_, room.buffer.bytes(), room.buffer.size());
@@ -60,10 +59,7 @@ void MetalOps::commit() {
 }
 void MetalOps::finish() {
   commit();
-  settle();
-}
-void MetalOps::settle() {
-  if (last_pass_) device_.wait(last_pass_);
+  device_.wait(last_pass_);
 }
 
 // A cache is shown up to what it will hold, in powers of two of its blocks: a GPU keeps all it is shown in
@@ -74,13 +70,11 @@ void MetalOps::show(const KvCache& cache, int n_tokens) {
   if (n_blocks * cache.block_bytes() <= shown.size()) return;
   size_t n_bytes = cache.block_bytes();
   while (n_bytes < n_blocks * cache.block_bytes()) n_bytes *= 2;
-  settle();
   shown = {};
   shown = Mapping(device_, cache.data(), std::min(n_bytes, cache.reserved_bytes()));
 }
 
 void MetalOps::forget(const KvCache& cache) {
-  settle();
   caches_.erase(&cache);
 }
 

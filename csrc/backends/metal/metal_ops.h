@@ -123,7 +123,6 @@ class MetalOps : public Ops {
   void find_likeliest(const float* logits, int vocab_size);
   Slot& slot() { return slots_[last_pass_ % 2]; }  // of the pass being encoded
   void commit();
-  void settle();  // until no pass is in flight
   void show(const KvCache& cache, int n_tokens);
   MatvecArgs matvec_args(const NormWeights& norm, const Linear& linear, int n_tokens) const;
   MatmulArgs matmul_args(const Linear& linear, int n_tokens) const;

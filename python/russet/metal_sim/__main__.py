@@ -4,8 +4,9 @@ usage: python -m russet.metal_sim {address,thread} ARGUMENTS OF PYTHON...
 
   python -m russet.metal_sim thread -m pytest tests/test_metal_norm.py
 
-address: overruns of buffers and of threadgroup memory. thread: races inside a threadgroup. What is found is printed with
-the line of the .metal file, and the exit code is not 0. Needs clang 17 or newer with its runtimes: apt install clang-19.
+address: overruns of buffers and of threadgroup memory. thread: races inside a threadgroup. What is found is printed
+with the line of the .metal file, and the exit code is not 0. Needs clang 17 or newer with its runtimes, as from
+apt install clang-19.
 """
 
 import sys
