@@ -52,10 +52,15 @@ def compile(
 
     name stands for the text in messages; defines are NAME or NAME=VALUE; kernels are those to compile, by default all.
     sanitize builds for AddressSanitizer or ThreadSanitizer, by default what RUSSET_SIM_SANITIZE says: the process must
-    have its runtime preloaded, see run_sanitized(). count=True counts the bytes that are read and written.
-    Raises ShaderError for what is not Metal, BackendError without a compiler.
+    have its runtime preloaded, see run_sanitized(). count=True counts the bytes that are read and written, and is never
+    sanitized, because sanitizers read and write, too.
+    Raises ShaderError for what is not Metal, BackendError without a compiler, UsageError for count and sanitize.
     """
-    if sanitize is None:
+    if count and sanitize:
+        raise UsageError(
+            "count=True counts what a kernel reads and writes, not what a sanitizer does: expected no sanitize"
+        )
+    if sanitize is None and not count:
         sanitize = default_sanitizer()
     table = translated(source, name, defines).with_table(kernels)
     return Library(built(table, name, sanitize, count), name, counts=count)
