@@ -132,11 +132,6 @@ def test_the_library_goes_on_after_a_fault(library):
         assert np.isnan(y).all()
 
 
-def test_variables_that_need_too_much_stack(library):
-    error = caught(library, "endless_stack", {0: floats(1)}, threads=(1,))
-    assert "stack" in str(error)
-
-
 @pytest.mark.parametrize(
     ("kernel", "buffers", "run", "message"),
     [
@@ -223,6 +218,12 @@ def test_the_strict_pass_refuses(parameters, body, message):
             r"k.metal: k: o: index 31, and Metal has 0 to 30",
         ),
         (KERNEL.format("device float* o [[texture(0)]]", "o[i] = 1;").replace("device ", ""), "parameter o: expected"),
+        (
+            KERNEL.format(
+                "device float* o [[buffer(0)]]", "volatile float mine[20000]; mine[i] = o[i];\no[0] = mine[9];"
+            ),
+            r"k.metal:3:.* stack frame size \(80\d+\) exceeds limit",
+        ),
         (HEADER + "void not_a_kernel() {}\n", "no kernel is in it"),
         (HEADER + '#include "gone.h"\n', r"k.metal:3:.*gone.h"),
         (
