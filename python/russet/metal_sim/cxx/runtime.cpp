@@ -51,8 +51,7 @@ constexpr size_t kPage = 4096;
 constexpr size_t kGuard = size_t(1) << 20;
 // A bad access is to a buffer no farther than this: an unsigned index below zero leads so far.
 constexpr uint64_t kNear = uint64_t(1) << 35;
-// Of a thread. build.py refuses functions that want a quarter of it; the lowest word tells whether it was
-// enough.
+// Of a thread. build.py refuses functions that want a quarter of it; its lowest word tells if it was enough.
 constexpr size_t kStack = size_t(256) << 10;
 constexpr uint64_t kStackEnd = 0x6d6574616c73696d;
 constexpr size_t kMaxValue = 64;         // bytes that a lane can give to a SIMD operation
