@@ -45,8 +45,10 @@ inline Best simd_best(Best b) {
   logits += ulong(token) * args.n;
 
   Best best = nothing();
-  for (uint i = begin + thread_id; i < end; i += kArgmaxThreads)
-    best = better(best, isnan(logits[i]) ? Best{INFINITY, -1} : Best{logits[i], int(i)});
+  for (uint i = begin + thread_id; i < end; i += kArgmaxThreads) {
+    const float logit = logits[i];
+    best = better(best, isnan(logit) ? Best{INFINITY, -1} : Best{logit, int(i)});
+  }
   best = simd_best(best);
   if (lane == 0) {
     values_of_simds[simd] = best.value;

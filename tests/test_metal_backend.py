@@ -39,9 +39,16 @@ def difference(logits, expected):
 # ---- whole models ----
 
 
-@pytest.mark.parametrize("model", ["demo", "stories"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+#: (model, dtype, weights): by default each of them once in f32, and the smaller model in the other types.
+WHOLE_MODELS = [
+    pytest.param(model, dtype, weights, marks=[] if dtype == "float32" or model == "stories" else [pytest.mark.slow])
+    for model in ("demo", "stories")
+    for dtype in ("float32", "float16", "bfloat16")
+    for weights in (None, "int8", "int4")
+]
+
+
+@pytest.mark.parametrize(("model", "dtype", "quantize"), WHOLE_MODELS)
 def test_64_greedy_tokens(model, dtype, quantize, request, libraries, record_property):
     folder = None if model == "demo" else request.getfixturevalue("stories_folder") / "hf"
     weights = Quantization.of(quantize)
@@ -175,7 +182,7 @@ def test_a_full_context_and_ids_out_of_range(metal):
 
 def test_sessions_come_and_go(metal):
     expected = metal.session().forward([1, 2, 3])
-    for _ in range(20):
+    for _ in range(5):
         session = metal.session()
         assert np.array_equal(session.forward([1, 2, 3]), expected)
         session.append_greedy(4)

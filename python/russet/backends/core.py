@@ -36,8 +36,8 @@ class CoreBackend(ABC):
         """One ragged batch; see Backend.forward."""
         core_parts: list[Part] = []
         for session, tokens in parts:
-            if not isinstance(session, CoreSession) or session.backend is not self:
-                raise TypeError(f"expected sessions of this backend, got {type(session).__name__}")
+            if not isinstance(session, CoreSession):
+                raise TypeError(f"expected sessions of a backend of the core, got {type(session).__name__}")
             core_parts.append((session.cache, list(tokens), 0, False))
         return self.run(core_parts)
 
