@@ -112,12 +112,6 @@ kernel void takes_a_struct(device float* y [[buffer(0)]], constant float4& four 
 constant int never_given [[function_constant(3)]];
 kernel void reads_a_constant(device float* y [[buffer(0)]]) { y[0] = float(never_given); }
 
-kernel void endless_stack(device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) {
-  volatile float mine[40000];  // endless_stack
-  for (uint k = 0; k < 40000; k++) mine[k] = y[i];
-  y[i] = mine[i];
-}
-
 kernel void written_by_two_threadgroups(device float* y [[buffer(0)]], uint i [[thread_position_in_threadgroup]]) {
   y[i] = float(i);  // written_by_two_threadgroups
 }

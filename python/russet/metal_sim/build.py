@@ -31,15 +31,18 @@ COMMON = [
     "-fsigned-char",
     "-gline-tables-only",
     "-fdebug-compilation-dir=.",
-    "-w",
+    "-Wno-everything",
     "-fno-color-diagnostics",
     "-fno-caret-diagnostics",
 ]
 
 # What Metal's compiler does: contraction to fma, unsuffixed literals that are float, 16-bit floats rounded after every
-# operation. Buffers may begin at any multiple of 4 (see metal_sim_allocate), so no vector may be taken for aligned.
+# operation. Buffers may begin at any multiple of 4 (see metal_sim_allocate), so no vector may be taken for aligned. No
+# GPU has 64 KiB for the variables of a thread, and its fiber (runtime.cpp) has not much more.
 KERNELS = [
     "-O2",
+    "-Wframe-larger-than=65536",
+    "-Werror=frame-larger-than",
     "-ffp-contract=fast",
     "-cl-single-precision-constant",
     "-fmax-type-align=4",

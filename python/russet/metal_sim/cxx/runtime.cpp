@@ -47,11 +47,13 @@ volatile bool in_atomic = false;
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kGuard = size_t(1) << 20;     // of address space, on both sides of a buffer
-constexpr uint64_t kNear = uint64_t(1) << 35;  // of a buffer: as far as an unsigned index below zero leads
-constexpr size_t kStack = size_t(128) << 10;
-constexpr uint64_t kStackEnd =
-    0x6d6574616c73696d;                  // the lowest word of every stack: written over, it was too small
+// Address space that nobody may touch, on both sides of a buffer and below the stacks.
+constexpr size_t kGuard = size_t(1) << 20;
+// A bad access is to a buffer no farther than this: an unsigned index below zero leads so far.
+constexpr uint64_t kNear = uint64_t(1) << 35;
+// Of a thread. build.py refuses functions that want a quarter of it; its lowest word tells if it was enough.
+constexpr size_t kStack = size_t(256) << 10;
+constexpr uint64_t kStackEnd = 0x6d6574616c73696d;
 constexpr size_t kMaxValue = 64;         // bytes that a lane can give to a SIMD operation
 constexpr uint32_t kMaxVariables = 256;  // in threadgroup memory, of one kernel
 constexpr uint32_t kWidth = kMetalSimSimdWidth;
@@ -173,7 +175,7 @@ void set_pc(uint64_t pc) {
 // ---- switching
 
 char* stack_of(uint32_t lane) {
-  return run.stacks + kPage + lane * kStack;
+  return run.stacks + kGuard + lane * kStack;
 }
 
 void switch_to_lane(uint32_t next) {
@@ -723,12 +725,12 @@ bool prepare() {
   run.n_threads = launch.threads[0] * launch.threads[1] * launch.threads[2];
   run.n_simdgroups = (run.n_threads + kWidth - 1) / kWidth;
   if (run.n_stacks < run.n_threads) {  // kept for the next run
-    if (run.n_stacks) munmap(run.stacks, kPage + run.n_stacks * kStack);
+    if (run.n_stacks) munmap(run.stacks, kGuard + run.n_stacks * kStack);
     run.n_stacks = 0;
-    void* stacks = mmap(nullptr, kPage + run.n_threads * kStack, PROT_READ | PROT_WRITE,
+    void* stacks = mmap(nullptr, kGuard + run.n_threads * kStack, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) return set_error(Site{}, "out of memory for the stacks"), false;
-    mprotect(stacks, kPage, PROT_NONE);
+    mprotect(stacks, kGuard, PROT_NONE);
     run.stacks = static_cast<char*>(stacks);
     run.n_stacks = run.n_threads;
     for (uint32_t i = 0; i < run.n_threads; ++i) *reinterpret_cast<uint64_t*>(stack_of(i)) = kStackEnd;

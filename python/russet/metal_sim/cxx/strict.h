@@ -74,20 +74,19 @@ Vector make_vec(Elements...);
   half4 name(half4, half4);    \
   bfloat name(bfloat, bfloat) = delete;
 // clang-format off
-#define METAL_SIM_MATH \
-  METAL_SIM_MATH1(exp) METAL_SIM_MATH1(exp2) METAL_SIM_MATH1(exp10) METAL_SIM_MATH1(log) \
-  METAL_SIM_MATH1(log2) METAL_SIM_MATH1(log10) METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt) \
-  METAL_SIM_MATH1(sin) METAL_SIM_MATH1(cos) METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin) \
-  METAL_SIM_MATH1(acos) METAL_SIM_MATH1(atan) METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh) \
-  METAL_SIM_MATH1(tanh) METAL_SIM_MATH1(asinh) METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh) \
-  METAL_SIM_MATH1(sinpi) METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor) METAL_SIM_MATH1(ceil) \
-  METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint) METAL_SIM_MATH1(trunc) METAL_SIM_MATH1(fract) \
-  METAL_SIM_MATH1(fabs) METAL_SIM_MATH1(sign) METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow) \
-  METAL_SIM_MATH2(powr) METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2) METAL_SIM_MATH2(fmin) \
+#define METAL_SIM_MATH                                                                             \
+  METAL_SIM_MATH1(exp) METAL_SIM_MATH1(exp2) METAL_SIM_MATH1(exp10) METAL_SIM_MATH1(log)           \
+  METAL_SIM_MATH1(log2) METAL_SIM_MATH1(log10) METAL_SIM_MATH1(sqrt) METAL_SIM_MATH1(rsqrt)        \
+  METAL_SIM_MATH1(sin) METAL_SIM_MATH1(cos) METAL_SIM_MATH1(tan) METAL_SIM_MATH1(asin)             \
+  METAL_SIM_MATH1(acos) METAL_SIM_MATH1(atan) METAL_SIM_MATH1(sinh) METAL_SIM_MATH1(cosh)          \
+  METAL_SIM_MATH1(tanh) METAL_SIM_MATH1(asinh) METAL_SIM_MATH1(acosh) METAL_SIM_MATH1(atanh)       \
+  METAL_SIM_MATH1(sinpi) METAL_SIM_MATH1(cospi) METAL_SIM_MATH1(floor) METAL_SIM_MATH1(ceil)       \
+  METAL_SIM_MATH1(round) METAL_SIM_MATH1(rint) METAL_SIM_MATH1(trunc) METAL_SIM_MATH1(fract)       \
+  METAL_SIM_MATH1(fabs) METAL_SIM_MATH1(sign) METAL_SIM_MATH1(saturate) METAL_SIM_MATH2(pow)       \
+  METAL_SIM_MATH2(powr) METAL_SIM_MATH2(fmod) METAL_SIM_MATH2(atan2) METAL_SIM_MATH2(fmin)         \
   METAL_SIM_MATH2(fmax) METAL_SIM_MATH2(fdim) METAL_SIM_MATH2(copysign) METAL_SIM_MATH2(nextafter) \
   METAL_SIM_MATH2(step) METAL_SIM_MATH2(divide)
 // clang-format on
-
 METAL_SIM_MATH
 namespace fast {
 METAL_SIM_MATH

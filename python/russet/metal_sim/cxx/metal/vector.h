@@ -322,15 +322,12 @@ METAL_SIM_INLINE To as_type(const From& from) {
   using packed_##T##2 = metal::packed_vec<T, 2>; \
   using packed_##T##3 = metal::packed_vec<T, 3>; \
   using packed_##T##4 = metal::packed_vec<T, 4>;
-
 // clang-format off
-#define METAL_SIM_ALL_VECTORS                                                                   \
-  METAL_SIM_VECTORS(float) METAL_SIM_VECTORS(half) METAL_SIM_VECTORS(bfloat)                    \
-  METAL_SIM_VECTORS(char) METAL_SIM_VECTORS(short) METAL_SIM_VECTORS(int) METAL_SIM_VECTORS(long)     \
-  METAL_SIM_VECTORS(uchar) METAL_SIM_VECTORS(ushort) METAL_SIM_VECTORS(uint) METAL_SIM_VECTORS(ulong) \
-  METAL_SIM_VECTORS(bool)
+#define METAL_SIM_ALL_VECTORS                                                                        \
+  METAL_SIM_VECTORS(float) METAL_SIM_VECTORS(half) METAL_SIM_VECTORS(bfloat) METAL_SIM_VECTORS(char) \
+  METAL_SIM_VECTORS(uchar) METAL_SIM_VECTORS(short) METAL_SIM_VECTORS(ushort) METAL_SIM_VECTORS(int) \
+  METAL_SIM_VECTORS(uint) METAL_SIM_VECTORS(long) METAL_SIM_VECTORS(ulong) METAL_SIM_VECTORS(bool)
 // clang-format on
-
 METAL_SIM_ALL_VECTORS
 namespace metal {  // metal::float4 is a name, too
 METAL_SIM_ALL_VECTORS
