@@ -1,6 +1,7 @@
 """The Metal backend from end to end, on the simulator: the host's code and the shaders are those of a Mac."""
 
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -39,12 +40,18 @@ def difference(logits, expected):
 # ---- whole models ----
 
 
-#: (model, dtype, weights): by default each of them once in f32, and the smaller model in the other types.
+#: (model, activations, weights) that are run by default.
+QUICK = [
+    ("demo", "float32", None),
+    ("stories", "float32", None),
+    ("stories", "float32", "int8"),
+    ("stories", "float32", "int4"),
+    ("stories", "float16", "int8"),
+    ("stories", "bfloat16", None),
+]
 WHOLE_MODELS = [
-    pytest.param(model, dtype, weights, marks=[] if dtype == "float32" or model == "stories" else [pytest.mark.slow])
-    for model in ("demo", "stories")
-    for dtype in ("float32", "float16", "bfloat16")
-    for weights in (None, "int8", "int4")
+    pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])
+    for case in itertools.product(("demo", "stories"), ("float32", "float16", "bfloat16"), (None, "int8", "int4"))
 ]
 
 
@@ -281,27 +288,29 @@ def small(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def right(libraries, small):
+    device = _core.MetalDevice.simulated(libraries)
+    found = outputs(device, small)
+    assert sum(kernel["dispatches"] for kernel in device.traffic().values()) > 60  # all that mistakes are made in
+    return found
+
+
 @pytest.mark.parametrize("schedule", [1, 2, 3])
-def test_any_order_between_barriers_gives_the_same(schedule, libraries, small, device):
-    assert same(outputs(_core.MetalDevice.simulated(libraries, schedule), small), outputs(device, small))
+def test_any_order_between_barriers_gives_the_same(schedule, libraries, small, right):
+    assert same(outputs(_core.MetalDevice.simulated(libraries, schedule), small), right)
 
 
+@pytest.mark.parametrize("at", [pytest.param(at, marks=[pytest.mark.slow] if at % 6 else []) for at in range(60)])
 @pytest.mark.parametrize("fault", ["swap", "shrink", "barrier"])
-def test_planted_mistakes_of_the_host_are_noticed(fault, libraries, small, device):
-    """Every dispatch with its first two buffers exchanged or a threadgroup too few, every barrier left out."""
-    right = outputs(device, small)
-    n_dispatches = sum(kernel["dispatches"] for kernel in device.traffic().values())
-    unnoticed = []
-    for at in range(60):
-        broken = _core.MetalDevice.simulated(libraries, 1 if fault == "barrier" else 0, fault, at)
-        try:
-            noticed = not same(outputs(broken, small), right)
-        except BackendError:
-            noticed = True
-        if not noticed:
-            unnoticed.append(at)
-    assert n_dispatches > 60
-    assert unnoticed == []
+def test_a_planted_mistake_of_the_host_is_noticed(fault, at, libraries, small, right):
+    """A dispatch with its first two buffers exchanged or a threadgroup too few, a barrier left out."""
+    broken = _core.MetalDevice.simulated(libraries, 1 if fault == "barrier" else 0, fault, at)
+    try:
+        noticed = not same(outputs(broken, small), right)
+    except BackendError:
+        noticed = True
+    assert noticed
 
 
 # ---- what decode is bound by ----
