@@ -1,4 +1,4 @@
-"""The MLX backend: the forward pass in MLX's arrays, on the GPU of a Mac, or on whatever else MLX is built for."""
+"""A model in MLX, and the conversations on it: passes begun, cut into chunks, evaluated; one caller at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from russet.backends import Session
-from russet.backends.metal import dtype_of
-from russet.backends.mlx_forward import DTYPES, Cache, Forward, Segment
+from russet.backends.dtypes import chosen_dtype
+from russet.backends.mlx.cache import Cache, Segment
+from russet.backends.mlx.forward import Forward
 from russet.config import Config
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, NumericalError, UsageError
 from russet.weights import Weights
@@ -37,11 +38,11 @@ class MlxBackend:
     dtype: "float32", "float16" or "bfloat16": of activations, keys and values. By default the type of the checkpoint.
         The residual stream is float32 in any case.
     max_memory: bytes that MLX may hold in this process; by default its own limit
-    fused: compile elementwise steps; by default on a GPU alone, since MLX on a CPU calls a C++ compiler for it
+    fused: compile what goes element by element; by default on a GPU alone, as on a CPU MLX calls a C++ compiler for it
     """
 
     name = "mlx"
-    n_threads = 1  #: of the CPU: one describes what MLX is to do
+    n_threads = 1  #: of the CPU: one says what MLX is to do
 
     def __init__(
         self,
@@ -52,24 +53,20 @@ class MlxBackend:
         max_memory: int | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.dtype = dtype_of(weights) if dtype is None else DTYPES.get(dtype, "")
-        if not self.dtype:
-            raise UsageError(f"dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
+        self._config = config
+        self.dtype = chosen_dtype(dtype, weights)
         if max_memory is not None:
             mx.set_memory_limit(max_memory)
         if fused is None:
             fused = mx.default_device().type == mx.gpu
-        self._config = config
         with _turn():
             self._forward = Forward(config, weights, self.dtype, fused=fused)
-            mx.eval(self._forward.arrays())
-        self.weight_bytes = self._forward.weight_bytes()
+        self.weight_bytes = self._forward.weight_bytes
 
     def session(self, n_ctx: int) -> MlxSession:
         if n_ctx < 1:
             raise UsageError(f"n_ctx: expected at least 1, got {n_ctx}")
-        with _turn():
-            return MlxSession(self, Cache(self._config, n_ctx, self.dtype))
+        return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
         """One ragged batch; see Backend.forward."""
@@ -91,30 +88,28 @@ class MlxBackend:
             return np.concatenate([rows for part in parts for rows in self._in_chunks(*part)])
 
     def append_greedy(self, cache: Cache, token: int) -> int:
-        """While the host looks at this token, MLX computes the next one."""
+        """Append a token; the likeliest one after it. While the host looks at that, MLX computes the next."""
         with _turn([cache]):
             self._check([(cache, [token], 0, False)])
-            fed, likeliest = cache.ahead or (None, None)
-            if likeliest is None or fed != token:
-                likeliest = self._likeliest(cache, mx.array([token]))
-                mx.async_eval(likeliest)
+            taken, likeliest = cache.ahead or (None, None)
+            if likeliest is None or taken != token:
+                likeliest = self._begin_greedy(cache, mx.array([token]))
             cache.n_tokens += 1
-            cache.ahead = following = None
-            if cache.n_tokens < min(cache.n_ctx, self._most_positions(cache)):
-                following = self._likeliest(cache, likeliest)
-                mx.async_eval(following)
-            id = int(likeliest.item())
+            ahead = self._begin_greedy(cache, likeliest) if cache.n_tokens < self._most_tokens(cache) else None
+            id = int(np.array(likeliest)[0])
             if id < 0:
                 raise NumericalError("the model computed logits that are not a number")
-            if following is not None:
-                cache.ahead = id, following
+            cache.ahead = None if ahead is None else (id, ahead)
             return id
 
-    def _likeliest(self, cache: Cache, token: mx.array) -> mx.array:
-        """The token [1] after this one [1]; -1 where a logit is NaN."""
-        segment = self._forward.segment(cache, 0, cache.n_tokens, 1)
-        logits = self._forward.logits(token, [segment], [0])
-        return mx.where(mx.isnan(logits).any(axis=-1), -1, logits.argmax(axis=-1).astype(mx.int32))
+    def _begin_greedy(self, cache: Cache, token: mx.array) -> mx.array:
+        """The likeliest token [1] after this one [1], once it is computed; -1 where a logit is NaN."""
+        segment = self._forward.segment(cache, 0, 1)
+        logits = self._forward.logits(self._forward.hidden(token, [segment]))
+        is_nan = mx.isnan(logits).any(axis=-1)
+        likeliest = mx.where(is_nan, -1, logits.argmax(axis=-1).astype(mx.int32))
+        mx.async_eval(likeliest)
+        return likeliest
 
     def _in_chunks(self, cache: Cache, tokens: list[int], text_length: int, all_logits: bool) -> Iterator[_Array]:
         """Logits of each chunk, or of the last token; between two chunks MLX holds nothing but weights and caches."""
@@ -131,21 +126,22 @@ class MlxBackend:
         tokens: list[int] = []
         rows: list[int] = []
         for cache, ids, text_length, all_logits in parts:
-            segments.append(self._forward.segment(cache, len(tokens), cache.n_tokens, len(ids), text_length))
+            segments.append(self._forward.segment(cache, len(tokens), len(ids), text_length))
             tokens += ids
             rows += range(len(tokens) - (len(ids) if all_logits else 1), len(tokens))
+        x = self._forward.hidden(mx.array(tokens), segments)
         if silent:
-            self._forward.hidden(mx.array(tokens), segments)
             mx.eval([(s.cache.keys, s.cache.values) for s in segments])
             logits = np.empty((0, self._config.vocab_size), np.float32)
         else:
-            logits = np.array(self._forward.logits(mx.array(tokens), segments, rows))
+            logits = np.array(self._forward.logits(x[mx.array(rows)]))
         for segment in segments:
-            segment.cache.n_tokens += segment.n
+            segment.cache.n_tokens += segment.n_tokens
         return logits
 
-    def _most_positions(self, cache: Cache) -> int:
-        return cache.n_ctx if self._config.ropes else self._config.max_ctx
+    def _most_tokens(self, cache: Cache) -> int:
+        """That the cache holds, and of which the model knows the positions."""
+        return cache.n_ctx if self._config.ropes else min(cache.n_ctx, self._config.max_ctx)
 
     def _check(self, parts: list[_Part]) -> None:
         """What csrc/model/forward.cpp refuses, in the same words."""
@@ -166,7 +162,7 @@ class MlxBackend:
                     f"{held} tokens in the context and {new} more make {held + new}, n_ctx is {cache.n_ctx}; "
                     "shorten the prompt, or load with a larger n_ctx"
                 )
-            if held + new > self._most_positions(cache):
+            if held + new > self._most_tokens(cache):
                 raise ContextFull(
                     f"{held + new} tokens: the model knows only {self._config.max_ctx} positions; shorten the prompt"
                 )
