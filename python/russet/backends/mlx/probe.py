@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +63,9 @@ def find_gpu() -> Mlx | None:
 @functools.cache
 def _found() -> Mlx | str:
     """MLX, or why there is none."""
+    import importlib.util  # slow to import, as is the next
+    import subprocess
+
     if importlib.util.find_spec("mlx") is None:
         return f"not installed; {_INSTALL}"
     try:
