@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
 from russet.weights import ToQuantize, Weights
@@ -38,6 +40,13 @@ def make_quantisable(folder: Path, family: str, **changes: Any):
     for file in DEMO.glob("tokenizer*"):
         shutil.copy(file, folder)
     return model
+
+
+def name_as_published(folder: Path) -> None:
+    """GPT-2's tensors as they were published, without a prefix: mlx-lm reads no other."""
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, path)
 
 
 def dequantized(weights: Weights) -> Weights:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import russet
-from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, make_quantisable
+from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, make_quantisable, name_as_published
 from russet import BackendError, UsageError
 from russet.backends.cpu import CpuBackend
 from russet.errors import NotEnoughMemory, NumericalError
@@ -215,6 +215,8 @@ def test_mixed_recipes_give_mlx_lms_tokens(family, tmp_path, mlx_lm):
         return {"bits": 8, "group_size": 64} if ".1." in path else {"bits": 4, "group_size": 32}
 
     make_quantisable(tmp_path / "float", family, **FOR_MLX.get(family, {}))
+    if family == "gpt2":
+        name_as_published(tmp_path / "float")
     convert(str(tmp_path / "float"), str(tmp_path / "q"), quantize=True, quant_predicate=recipe)
     assert is_as_mlx_lm_has_it(tmp_path / "q", mlx_lm) == {(8, 64), (4, 32)}
 

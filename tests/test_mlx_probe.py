@@ -32,8 +32,8 @@ STUBS = {
     "too new": ("__version__ = '0.33.0'", r"version 0.33.0 is not one that russet was tested with \(0.32\); pip"),
     "too old": ("__version__ = '0.3.2'", r"version 0.3.2 is not one that russet was tested with \(0.32\); pip"),
     "no device": (
-        "__version__, array_equal = '0.32.9', print\ndef ones(shape): raise RuntimeError('[metal::load_device] No Metal device.')",
-        r"installed, but cannot compute here: RuntimeError: \[metal::load_device\] No Metal device.; install it again",
+        "__version__, array_equal = '0.32.9', print\ndef ones(shape): raise RuntimeError('[metal] No Metal device.')",
+        r"installed, but cannot compute here: RuntimeError: \[metal\] No Metal device.; install it again",
     ),
     "hangs": ("import time; time.sleep(30)", "does not answer within 1 seconds; install it again"),
 }

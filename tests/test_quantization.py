@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 import russet
-from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, make_quantisable
+from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, make_quantisable, name_as_published
 from russet import Quantization, UsageError, WeightsError, save_quantized
 from russet.backends.cpu import CpuBackend
 from russet.checkpoint import open_checkpoint
@@ -423,10 +423,8 @@ def test_russet_loads_what_mlx_lm_writes(family, bits, group_size, tmp_path, mlx
     from mlx_lm import convert
 
     make_quantisable(tmp_path / "float", family, **FOR_MLX.get(family, {}))
-    if family == "gpt2":  # mlx-lm reads the names of the published GPT-2 alone
-        path = tmp_path / "float" / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        safetensors.numpy.save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, path)
+    if family == "gpt2":
+        name_as_published(tmp_path / "float")
     convert(str(tmp_path / "float"), str(tmp_path / "q"), quantize=True, q_bits=bits, q_group_size=group_size)
     prompt = prompt_of(60)
     theirs = mlx_logits(tmp_path / "q", prompt)
@@ -441,9 +439,7 @@ def test_what_mlx_lm_writes_without_quantising_is_read_too(tmp_path, mlx_logits)
     for family in ("gpt2", "gpt_neox"):  # whose tensors mlx-lm renames, and GPT-2's it turns
         folder = tmp_path / family
         model = make_quantisable(folder, family, **FOR_MLX.get(family, {}))
-        path = folder / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        safetensors.numpy.save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, path)
+        name_as_published(folder)
         convert(str(folder), str(folder / "mlx"))
         prompt = prompt_of(30)
         assert difference(logits_of(load(folder / "mlx")[1], prompt), expected_logits(model, prompt)) < SAME
