@@ -346,6 +346,21 @@ def test_logits_that_are_no_numbers(tmp_path):
 
 
 def test_threads_share_a_model(mlx):
+    begun = []  # here, and gone on with there
+
+    def begin():
+        begun.append(mlx.session())
+        begun[0].forward([1, 2])
+        begun[0].append_greedy(3)
+        begun.append(mlx.session())
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    expected = mlx.session().forward([1, 2, 3, 4])
+    assert difference(begun[0].forward([4]), expected) < SAME
+    assert difference(begun[1].forward([1, 2, 3, 4]), expected) < SAME
+
     ids = mlx.tokenizer.encode(PROMPT)
     expected = mlx.generate_tokens(ids, max_tokens=30, temperature=0, ignore_eos=True)
     texts = []

@@ -66,7 +66,8 @@ class MlxBackend:
     def session(self, n_ctx: int) -> MlxSession:
         if n_ctx < 1:
             raise UsageError(f"n_ctx: expected at least 1, got {n_ctx}")
-        return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
+        with _turn():
+            return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
         """One ragged batch; see Backend.forward."""

@@ -36,7 +36,7 @@ class Forward:
         self.positions = taken.matrix(POSITIONS) if POSITIONS in taken else None
         table_bytes = taken.n_bytes if "head.w" in taken else taken.n_bytes - embed_bytes
         self.layers = [Layer(taken, index) for index in range(config.n_layers)]
-        self.final_norm = taken.norm("final_norm")
+        self.final_norm = taken.norm("final_norm", mx.float32)
         self.head = taken.linear("head") if "head.w" in taken else Linear(self.embed, None)
         self.weight_bytes = taken.n_bytes - table_bytes  #: that computing one more token reads: of a table only a row
         self.ropes = [_Rope(rope, index) for index, rope in enumerate(config.ropes)]
@@ -102,9 +102,9 @@ class Forward:
         """h [n_tokens, dim] -> [n_tokens, n_heads * head_dim]"""
         q, k, v = layer.q(h), layer.k(h), layer.v(h)
         if layer.q_norm:
-            q = layer.q_norm.of_heads(q).astype(self.dtype)
+            q = layer.q_norm.of_heads(q)
         if layer.k_norm:
-            k = layer.k_norm.of_heads(k).astype(self.dtype)
+            k = layer.k_norm.of_heads(k)
         attended = [self._attend(index, s, q[s.rows], k[s.rows], v[s.rows]) for s in segments]
         return attended[0] if len(attended) == 1 else mx.concatenate(attended)
 
@@ -173,6 +173,7 @@ def _elementwise(config: Config) -> tuple[Callable[..., mx.array], Callable[...,
         return (y if up is None else y * up.astype(mx.float32)).astype(g.dtype)
 
     def add(x: mx.array, y: mx.array) -> mx.array:
-        return x + y.astype(mx.float32) * scale
+        y = y.astype(mx.float32)
+        return x + (y if scale == 1 else y * scale)
 
     return gate, add

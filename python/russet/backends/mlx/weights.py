@@ -67,47 +67,50 @@ class Norm:
         self.w, self.bias = w, bias
 
     def __call__(self, x: mx.array) -> mx.array:
-        """f32, of whole rows"""
+        """Whole rows, of x's type where that is the weights' too."""
         if self.kind == "rms":
             return mx.fast.rms_norm(x, self.w, self.eps)
         return mx.fast.layer_norm(x, self.w, self.bias, self.eps)
 
     def of_heads(self, x: mx.array) -> mx.array:
-        """f32, of rows in pieces as wide as the norm: each head by itself, or all together."""
+        """The same of rows in pieces as wide as the norm: each head by itself, or all together."""
         return self(x.reshape(x.shape[0], -1, self.w.size)).reshape(x.shape)
 
 
 class Layer:
-    """One layer's products and norms; None: this model has none there."""
+    """One layer's products and norms; None: this model has none there.
+
+    Norms of x are float32 as x is; those of q, k and what a product gave are of the activations' type.
+    """
 
     def __init__(self, weights: MlxWeights, index: int) -> None:
-        prefix = f"layers.{index}."
-        self.attn_norm = weights.norm(f"{prefix}attn_norm")
+        prefix, dtype = f"layers.{index}.", weights.dtype
+        self.attn_norm = weights.norm(f"{prefix}attn_norm", mx.float32)
         self.q = weights.linear(f"{prefix}q")
         self.k = weights.linear(f"{prefix}k")
         self.v = weights.linear(f"{prefix}v")
-        self.q_norm = weights.norm(f"{prefix}q_norm")
-        self.k_norm = weights.norm(f"{prefix}k_norm")
+        self.q_norm = weights.norm(f"{prefix}q_norm", dtype)
+        self.k_norm = weights.norm(f"{prefix}k_norm", dtype)
         self.o = weights.linear(f"{prefix}o")
-        self.attn_post_norm = weights.norm(f"{prefix}attn_post_norm")
-        self.ffn_norm = weights.norm(f"{prefix}ffn_norm")
+        self.attn_post_norm = weights.norm(f"{prefix}attn_post_norm", dtype)
+        self.ffn_norm = weights.norm(f"{prefix}ffn_norm", mx.float32)
         self.gate = weights.linear(f"{prefix}gate")
         self.up = weights.linear(f"{prefix}up") if f"{prefix}up.w" in weights else None
         self.down = weights.linear(f"{prefix}down")
-        self.ffn_post_norm = weights.norm(f"{prefix}ffn_post_norm")
+        self.ffn_post_norm = weights.norm(f"{prefix}ffn_post_norm", dtype)
 
 
 class MlxWeights:
     """Takes weights, role by role, into MLX's memory.
 
-    dtype: of what is added to activations; matrices stay what they are, norms are float32
+    dtype: of activations, and so of what is added to them; matrices stay what they are
     """
 
     def __init__(self, config: Config, weights: Weights, dtype: mx.Dtype) -> None:
         self.n_bytes = 0  #: of all that was taken
         self._config = config
         self._weights = weights
-        self._dtype = dtype
+        self.dtype = dtype
 
     def __contains__(self, role: str) -> bool:
         return role in self._weights
@@ -123,20 +126,18 @@ class MlxWeights:
         return Floats(self._take(*weight))
 
     def linear(self, role: str) -> Linear:
-        w = self.matrix(f"{role}.w")
-        bias = self._vector(f"{role}.bias")
-        return Linear(w, None if bias is None else bias.astype(self._dtype))
+        return Linear(self.matrix(f"{role}.w"), self._vector(f"{role}.bias", self.dtype))
 
-    def norm(self, role: str) -> Norm | None:
-        w = self._vector(f"{role}.w")
-        return None if w is None else Norm(self._config, w, self._vector(f"{role}.bias"))
+    def norm(self, role: str, dtype: mx.Dtype) -> Norm | None:
+        w = self._vector(f"{role}.w", dtype)
+        return None if w is None else Norm(self._config, w, self._vector(f"{role}.bias", dtype))
 
-    def _vector(self, role: str) -> mx.array | None:
+    def _vector(self, role: str, dtype: mx.Dtype) -> mx.array | None:
         weight = self._weights.get(role)
         if weight is None:
             return None
         assert isinstance(weight, tuple)
-        return self._take(*weight)
+        return self._take(*weight).astype(dtype)
 
     def _take(self, array: np.ndarray[Any, Any], dtype: str) -> mx.array:
         copy = mx.array(array)
