@@ -19,7 +19,7 @@ from russet.config import Config
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, NumericalError, UsageError
 from russet.weights import Weights
 
-_CHUNK_TOKENS = 512  # computed at once, so that the activations stay small
+_CHUNK_TOKENS = 512  # computed at once at most, so that activations stay small; as many as generation.py passes on
 
 _Array = np.ndarray[Any, Any]
 
@@ -84,7 +84,7 @@ class MlxBackend:
             self._check(parts)
             for cache, *_ in parts:
                 cache.ahead = None
-            if sum(len(tokens) for _, tokens, *_ in parts) <= _CHUNK_TOKENS:
+            if sum(len(tokens) for _, tokens, *_ in parts) < _CHUNK_TOKENS:
                 return self._pass(parts)
             return np.concatenate([rows for part in parts for rows in self._in_chunks(*part)])
 
