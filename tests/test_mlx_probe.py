@@ -81,6 +81,7 @@ def test_it_is_asked_once(monkeypatch):
 
 def test_auto_takes_mlx_where_it_has_the_gpu_of_a_mac(monkeypatch):
     pytest.importorskip("mlx.core")
+    monkeypatch.delenv("RUSSET_BACKEND")
     on_gpu, on_cpu = (probe.Mlx("0.32.0", gpu, "Apple M4", 8 * 10**9 if gpu else 0) for gpu in (True, False))
     monkeypatch.setattr(probe, "_found", lambda: on_gpu)
     monkeypatch.setattr(probe._found, "cache_clear", lambda: None, raising=False)
@@ -90,6 +91,12 @@ def test_auto_takes_mlx_where_it_has_the_gpu_of_a_mac(monkeypatch):
     assert russet.load(n_ctx=16).backend.name == "mlx"
     assert russet.load(n_ctx=16, dtype="float16").backend.dtype == "f16"
     assert russet.load(n_ctx=16, backend="cpu").backend.name == "cpu"
+    monkeypatch.setenv("RUSSET_BACKEND", "cpu")
+    assert russet.load(n_ctx=16).backend.name == "cpu"
+    monkeypatch.setenv("RUSSET_BACKEND", "gpu")
+    with pytest.raises(BackendError, match="backend: expected auto, cpu, mlx, metal, metal-sim, got 'gpu'"):
+        russet.load(n_ctx=16)
+    monkeypatch.delenv("RUSSET_BACKEND")
     for found in (on_cpu, "installed, but cannot compute here: no Metal device"):
         monkeypatch.setattr(probe, "_found", lambda found=found: found)
         assert russet.load(n_ctx=16).backend.name == "cpu"

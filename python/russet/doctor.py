@@ -12,7 +12,7 @@ from russet.errors import BackendError
 
 #: What changes russet's doings from outside, and is no secret.
 _ENVIRONMENT = (
-    "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT", "RUSSET_CROSSOVER",
+    "RUSSET_BACKEND", "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT", "RUSSET_CROSSOVER",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
 )  # fmt: skip
 _PACKAGES = ("numpy", "tokenizers", "sentencepiece", "jinja2", "huggingface_hub", "rich")

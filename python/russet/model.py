@@ -64,7 +64,7 @@ def load(
     local_files_only: never use the network
     backend: "cpu"; "mlx" for MLX, which computes on the GPU of a Mac; "metal" for russet's own kernels there;
         "metal-sim" for the same kernels in a simulator, to check them and not to be fast; or "auto": MLX where it
-        finds the GPU of a Mac, else the CPU
+        finds the GPU of a Mac, else the CPU, or what RUSSET_BACKEND names
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
@@ -190,6 +190,8 @@ def read_parts(
 
 def _open_device(backend: str, dtype: str | None, keep_packed: bool) -> _core.MetalDevice | probe.Mlx | None:
     """What a backend computes on, checked before anything is read; None: the CPU."""
+    if backend == "auto":
+        backend = os.environ.get("RUSSET_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise BackendError(f"backend: expected {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto" and not keep_packed and (mlx := probe.find_gpu()):
