@@ -51,7 +51,8 @@ class Cache:
     def bytes(self) -> int:
         """Of the keys and values that count."""
         _, n_heads, _, head_dim = self._shape
-        return self.n_tokens * len(self.keys) * 2 * n_heads * head_dim * self._dtype.size
+        item_bytes: int = self._dtype.size
+        return self.n_tokens * len(self.keys) * 2 * n_heads * head_dim * item_bytes
 
 
 @dataclass(frozen=True, slots=True)
