@@ -65,6 +65,20 @@ def test_no_mlx_at_all(monkeypatch):
     assert russet.load(n_ctx=16).generate("Once", max_tokens=2)
 
 
+def test_a_host_program_is_not_started_again(tmp_path, monkeypatch):
+    pytest.importorskip("mlx.core")
+    host = tmp_path / "Notes"
+    host.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    host.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(host))
+    assert probe.find().version.startswith(probe.TESTED)
+    monkeypatch.setattr(sys, "base_exec_prefix", str(tmp_path))
+    probe._found.cache_clear()
+    with pytest.raises(BackendError, match="mlx: cannot be asked: .*No such file"):
+        probe.find()
+    assert not (tmp_path / "started").exists()
+
+
 def test_it_is_asked_once(monkeypatch):
     pytest.importorskip("mlx.core")
     asked = []

@@ -70,7 +70,7 @@ def _found() -> Mlx | str:
         return f"not installed; {_INSTALL}"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, *map(os.path.abspath, sys.path)],
+            [_python(), "-c", _SCRIPT, *map(os.path.abspath, sys.path)],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -86,6 +86,13 @@ def _found() -> Mlx | str:
     last_words = done.stderr.strip().splitlines()[-1:]
     why = last_words[0] if last_words else f"it ended with code {done.returncode}"
     return f"installed, but {does}: {why}; install it again: {_INSTALL}"
+
+
+def _python() -> str:
+    """An interpreter. Where Python is embedded sys.executable may be the host, which must not be started again."""
+    if os.path.basename(sys.executable or "").lower().startswith("py"):
+        return sys.executable
+    return os.path.join(sys.base_exec_prefix, "bin", "python{}.{}".format(*sys.version_info))
 
 
 def _said(stdout: str) -> list[Any]:
