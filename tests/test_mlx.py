@@ -17,6 +17,7 @@ from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, 
 from russet import BackendError, UsageError
 from russet.backends.cpu import CpuBackend
 from russet.errors import NotEnoughMemory, NumericalError
+from russet.generation import Conversation
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
 from tiny_models import CASES, bound, expected_logits, greedy, load, longrope, make, make_case, prompt_of
@@ -294,6 +295,22 @@ def test_a_greedy_token_that_is_not_taken_changes_nothing(mlx, demo):
     expected.rewind(len(ids))
     assert session.append_greedy(9) == expected.forward([9])[0].argmax()
     assert difference(session.forward([8]), expected.forward([8])) < SAME
+
+
+@pytest.mark.parametrize(("family", "case"), [("phi3", 1), ("llama", 3)], ids=["longrope", "dynamic"])
+def test_greedy_tokens_of_a_text_that_outgrows_its_rope(family, case, tmp_path):
+    """As generation asks for them: the pass begun ahead of the change must not be taken after it."""
+    make_case(tmp_path, family, case)
+    config, cpu = load(tmp_path)
+    (rope,) = config.ropes
+    prompt, texts = prompt_of(rope.original_ctx - 8), []
+    for backend in (MlxBackend(*bound(tmp_path)), cpu):
+        conversation = Conversation(backend.session(120), config)
+        text = [int(conversation.append(prompt).argmax())]
+        for _ in range(30):
+            text.append(conversation.append_greedy(text[-1]))
+        texts.append(text)
+    assert texts[0] == texts[1]
 
 
 def test_what_a_session_refuses(mlx):

@@ -74,7 +74,7 @@ def test_a_host_program_is_not_started_again(tmp_path, monkeypatch):
     assert probe.find().version.startswith(probe.TESTED)
     monkeypatch.setattr(sys, "base_exec_prefix", str(tmp_path))
     probe._found.cache_clear()
-    with pytest.raises(BackendError, match="mlx: cannot be asked: .*No such file"):
+    with pytest.raises(BackendError, match=r"mlx: cannot be asked: .*No such file"):
         probe.find()
     assert not (tmp_path / "started").exists()
 
