@@ -150,8 +150,11 @@ def test_200_greedy_tokens_of_trained_models(model, request):
     assert tokens == expected
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", pytest.param("int4", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [("float32", None), ("float32", "int8"), ("float16", None), ("bfloat16", None)]
+    + [pytest.param(d, q, marks=pytest.mark.slow) for d in ("float16", "bfloat16") for q in ("int8", "int4")],
+)
 def test_agreement_on_the_likeliest_token(dtype, quantize, demo, record_property):
     """Along 200 tokens of the demo's own text, beside the CPU on the floats that the weights stand for."""
     text = demo.tokenizer.encode(PROMPT)
