@@ -1,5 +1,6 @@
 """What several test files need: the shared data, and the models that come with it or with the package."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import russet
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and with them every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is tested is the CPU where nothing else is said, on a Mac as well.
+os.environ["RUSSET_BACKEND"] = "cpu"
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

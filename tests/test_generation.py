@@ -300,7 +300,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest(demo):
 
 
 def test_an_unknown_backend_is_refused(stories_folder):
-    with pytest.raises(russet.BackendError, match="expected auto, cpu, metal, metal-sim, got 'cuda'"):
+    with pytest.raises(russet.BackendError, match="expected auto, cpu, mlx, metal, metal-sim, got 'cuda'"):
         russet.load(stories_folder / "hf", backend="cuda")
 
 

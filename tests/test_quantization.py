@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 import russet
+from quantisable_models import FOR_MLX, MLX_FAMILIES, QUANTISABLE, dequantized, make_quantisable, name_as_published
 from russet import Quantization, UsageError, WeightsError, save_quantized
 from russet.backends.cpu import CpuBackend
 from russet.checkpoint import open_checkpoint
@@ -24,31 +25,12 @@ from russet.models import family_of
 from russet.quantization import QuantizedTensor
 from russet.safetensors import Writer, read_safetensors
 from russet.weights import POSITIONS, ToQuantize, bind, find_non_finite, plan_quantization
-from tiny_models import CASES, expected_logits, load, make, older_style, prompt_of, read_json, write_json
+from tiny_models import CASES, expected_logits, load, make, prompt_of, read_json, write_json
 
 torch.set_num_threads(1)
 
-#: Of every family one model whose inputs are whole groups of 32, and of 64 in part.
-SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
-QUANTISABLE = {
-    family: SIZES | ({} if family == "gpt_neox" else {"num_key_value_heads": 2}) for family in CASES if family != "gpt2"
-} | {"gpt2": {"n_embd": 64, "n_head": 4}}
-QUANTISABLE["granite"] |= {"attention_multiplier": 0.2, "residual_multiplier": 0.7}
-
 INT8 = Quantization(bits=8, group_size=32)
 INT4 = Quantization(bits=4, group_size=32)
-
-
-def make_quantisable(folder, family, **changes):
-    """A float checkpoint that loads everywhere: config.json in the older style, which mlx-lm reads too."""
-    model = make(folder, family, gain=1.0, **(QUANTISABLE[family] | changes))
-    values = older_style(read_json(folder / "config.json"))
-    if family == "gpt2":
-        values["n_ctx"] = values["n_positions"]
-    write_json(folder / "config.json", values)
-    for file in DEMO.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return model
 
 
 def planned(folder, quantization):
@@ -60,15 +42,6 @@ def planned(folder, quantization):
     sources = family.sources(hf, config)
     plan = plan_quantization(checkpoint.tensors, sources, quantization)
     return config, bind(checkpoint.tensors, sources, config, plan=plan, ignored=family.IGNORED)
-
-
-def dequantized(weights):
-    """The same weights, with floats for what is quantised or is to be."""
-    floats = {}
-    for role, weight in weights.items():
-        weight = weight.quantize() if isinstance(weight, ToQuantize) else weight
-        floats[role] = (weight.dequantized(), "f32") if isinstance(weight, QuantizedTensor) else weight
-    return floats
 
 
 def logits_of(backend, prompt):
@@ -430,16 +403,6 @@ def dequantized_logits(folder, prompt):
     return logits_of(CpuBackend(config, dequantized(weights), threads=1), prompt)
 
 
-#: mlx-lm runs no Gemma 3 of less than six layers, nor one whose vocabulary is small and that has an image half; no
-#: GPT-NeoX that is not four times as wide inside; and of Granite it quantises some matrices in groups of 64 always.
-FOR_MLX = {
-    "granite": {"intermediate_size": 192},
-    "gemma3_text": {"num_hidden_layers": 7, "head_dim": 32, "sliding_window": 512},
-    "gpt_neox": {"intermediate_size": 256},
-}
-MLX_FAMILIES = [family for family in QUANTISABLE if family != "gemma3"]
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("family", MLX_FAMILIES)
 def test_mlx_lm_loads_what_russet_writes(family, bits, tmp_path, mlx_logits):
@@ -460,10 +423,8 @@ def test_russet_loads_what_mlx_lm_writes(family, bits, group_size, tmp_path, mlx
     from mlx_lm import convert
 
     make_quantisable(tmp_path / "float", family, **FOR_MLX.get(family, {}))
-    if family == "gpt2":  # mlx-lm reads the names of the published GPT-2 alone
-        path = tmp_path / "float" / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        safetensors.numpy.save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, path)
+    if family == "gpt2":
+        name_as_published(tmp_path / "float")
     convert(str(tmp_path / "float"), str(tmp_path / "q"), quantize=True, q_bits=bits, q_group_size=group_size)
     prompt = prompt_of(60)
     theirs = mlx_logits(tmp_path / "q", prompt)
@@ -478,9 +439,7 @@ def test_what_mlx_lm_writes_without_quantising_is_read_too(tmp_path, mlx_logits)
     for family in ("gpt2", "gpt_neox"):  # whose tensors mlx-lm renames, and GPT-2's it turns
         folder = tmp_path / family
         model = make_quantisable(folder, family, **FOR_MLX.get(family, {}))
-        path = folder / "model.safetensors"
-        tensors = safetensors.numpy.load_file(path)
-        safetensors.numpy.save_file({n.removeprefix("transformer."): t for n, t in tensors.items()}, path)
+        name_as_published(folder)
         convert(str(folder), str(folder / "mlx"))
         prompt = prompt_of(30)
         assert difference(logits_of(load(folder / "mlx")[1], prompt), expected_logits(model, prompt)) < SAME

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "kernels/matmul/matmul.h"
 #include "kernels/qmatmul/crossover.h"
 #include "kv_cache/kv_cache.h"
+#include "model/places.h"
 #include "sampler/sampler.h"
 #include "weights/affine.h"
 #include "weights/arena.h"
@@ -220,6 +222,23 @@ Model make_model(const Config& config, const py::dict& tensors) {
   return model;
 }
 
+// Of every rope, cosines and sines [n_tokens, rotary_dim / 2] of consecutive positions from `pos` on, for a
+// backend that is not in the core.
+py::list rope_tables(const Config& config, int pos, int n_tokens, int rope_length) {
+  check(pos >= 0 && n_tokens >= 1, ErrorKind::usage, "rope_tables: expected at least one position from 0 on");
+  const std::vector<int32_t> tokens(static_cast<size_t>(n_tokens));
+  const Segment segment{nullptr, 0, n_tokens, pos, std::max(rope_length, pos + n_tokens)};
+  Places places;
+  places.choose(config, {tokens, {&segment, 1}, {}});
+  py::list tables;
+  for (size_t r = 0; r < config.ropes.size(); ++r) {
+    const std::vector<size_t> shape{size_t(n_tokens), config.ropes[r].inv_freq.size()};
+    tables.append(
+        py::make_tuple(Array<float>(shape, places.cos(int(r))), Array<float>(shape, places.sin(int(r)))));
+  }
+  return tables;
+}
+
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
   Cpu(const Config& c, int n_threads, int n_prefill_threads)
@@ -339,6 +358,9 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("ropes", &Config::ropes)
       .def_readwrite("layer_rope", &Config::layer_rope)
       .def_readwrite("layer_window", &Config::layer_window);
+
+  m.def("rope_tables", &rope_tables, py::arg("config"), py::arg("pos"), py::arg("n_tokens"),
+        py::arg("rope_length") = 0);
 
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
       .def(py::init(&make_model), py::arg("config"), py::arg("tensors"))

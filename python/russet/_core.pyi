@@ -179,6 +179,9 @@ class kernels:
     @staticmethod
     def variants() -> dict[str, list[tuple[str, bool, bool]]]: ...
 
+def rope_tables(config: Config, pos: int, n_tokens: int, rope_length: int = 0) -> list[tuple[_Array, _Array]]:
+    """Of every rope, cosines and sines f32 [n_tokens, rotary_dim / 2] of the positions from pos on."""
+
 def packed_bytes(n_rows: int, n_cols: int, bits: int, group_size: int, dtype: str, symmetric: bool) -> int:
     """What a PackedMatrix of this shape takes of an arena."""
 

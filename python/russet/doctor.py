@@ -12,7 +12,7 @@ from russet.errors import BackendError
 
 #: What changes russet's doings from outside, and is no secret.
 _ENVIRONMENT = (
-    "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT", "RUSSET_CROSSOVER",
+    "RUSSET_BACKEND", "RUSSET_THREADS", "RUSSET_ISA", "RUSSET_VARIANT", "RUSSET_CROSSOVER",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
 )  # fmt: skip
 _PACKAGES = ("numpy", "tokenizers", "sentencepiece", "jinja2", "huggingface_hub", "rich")
@@ -96,15 +96,11 @@ def _version(package: str) -> str | None:
 
 
 def _backends() -> tuple[BackendReport, ...]:
-    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-    lacking = (
-        "not built yet" if apple else f"needs macOS on Apple silicon, got {platform.system()} {platform.machine()}"
-    )
     return (
         BackendReport(name="cpu", available=True, reason=f"matrix products by {_core.matmul_library()}"),
         _metal(),
         _metal_sim(),
-        BackendReport(name="mlx", available=False, reason=lacking),
+        _mlx(),
     )
 
 
@@ -128,3 +124,14 @@ def _metal_sim() -> BackendReport:
     return BackendReport(
         name="metal-sim", available=True, reason=f"the same kernels, simulated on the CPU by {compiler}"
     )
+
+
+def _mlx() -> BackendReport:
+    from russet.backends.mlx import probe
+
+    try:
+        found = probe.find()
+    except BackendError as error:
+        return BackendReport(name="mlx", available=False, reason=str(error).removeprefix("mlx: "))
+    taken = "; what backend='auto' takes" if probe.find_gpu() else ""
+    return BackendReport(name="mlx", available=True, reason=f"{found}{taken}")

@@ -79,7 +79,8 @@ class Conversation:
     def begin(self, prompt: Sequence[int]) -> int:
         """Keep what the cache shares with the prompt, forget the rest; how many tokens were kept."""
         n_shared = 0
-        most = min(len(self._tokens), len(prompt) - 1)  # the last one is computed, for its logits
+        # The last one is computed, for its logits; and a session that failed may have lost what it held.
+        most = min(len(self._tokens), self.session.n_tokens, len(prompt) - 1)
         while n_shared < most and self._tokens[n_shared] == prompt[n_shared]:
             n_shared += 1
         if not self._rotated_alike(len(self._tokens), len(prompt)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from russet import _core, memory
 from russet.backends import Backend, Session
+from russet.backends.mlx import probe
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import BackendError, ContextFull, UsageError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 
-BACKENDS = ("auto", "cpu", "metal", "metal-sim")
+BACKENDS = ("auto", "cpu", "mlx", "metal", "metal-sim")
 
 #: What a model can be asked to continue: text as it is, token ids, or a conversation for its chat template.
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -61,8 +62,9 @@ def load(
 
     revision: branch, tag or commit of a hub id
     local_files_only: never use the network
-    backend: "cpu"; "metal" for the GPU of a Mac; "metal-sim" for the same kernels in a simulator, to check them and not
-        to be fast; or "auto" for the best one here, which is the CPU until a Mac has shown otherwise
+    backend: "cpu"; "mlx" for MLX, which computes on the GPU of a Mac; "metal" for russet's own kernels there;
+        "metal-sim" for the same kernels in a simulator, to check them and not to be fast; or "auto": MLX where it
+        finds the GPU of a Mac, else the CPU, or what RUSSET_BACKEND names
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
@@ -104,6 +106,11 @@ def load(
             packed_file=PackedFile(parts.checkpoint, parts.quantization),
             keep_packed=keep_packed,
         )
+    elif isinstance(device, probe.Mlx):
+        from russet.backends.mlx.backend import MlxBackend
+
+        limit = None if max_memory is None else memory.n_bytes(max_memory)
+        on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
     else:
         from russet.backends.metal import MetalBackend
 
@@ -181,24 +188,32 @@ def read_parts(
     )
 
 
-def _open_device(backend: str, dtype: str | None, keep_packed: bool) -> _core.MetalDevice | None:
-    """The GPU that a backend computes on, checked before anything is read; None: the CPU."""
+def _open_device(backend: str, dtype: str | None, keep_packed: bool) -> _core.MetalDevice | probe.Mlx | None:
+    """What a backend computes on, checked before anything is read; None: the CPU."""
+    if backend == "auto":
+        backend = os.environ.get("RUSSET_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise BackendError(f"backend: expected {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "auto" and not keep_packed and (mlx := probe.find_gpu()):
+        return mlx
     if backend in ("auto", "cpu"):
         if dtype not in (None, "float32"):
             raise UsageError(f"dtype: the CPU computes in float32, got {dtype!r}; take backend='metal' for others")
         return None
     if keep_packed:
         raise UsageError("keep_packed: a layout of the CPU's; for a GPU quantise once with `russet quantize`")
+    if backend == "mlx":
+        return probe.find()
     from russet.backends.metal import open_device
 
     return open_device(simulated=backend == "metal-sim")
 
 
-def _device_memory(device: _core.MetalDevice | None) -> int | None:
+def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
     """Bytes that weights and cache may take, where the device says so."""
-    working_set: int = device.info["working_set"] if device else 0
+    if device is None:
+        return None
+    working_set: int = device.working_set if isinstance(device, probe.Mlx) else device.info["working_set"]
     return min(working_set, memory.available()) if working_set else None
 
 

@@ -14,15 +14,13 @@ import numpy as np
 
 from russet import _core, metal_source
 from russet.backends.core import CoreBackend, CoreSession, Part, core_config
+from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.config import Config
-from russet.errors import BackendError, NumericalError, UsageError
+from russet.errors import BackendError, NumericalError
 from russet.memory import gb
 from russet.quantization import QuantizedTensor
 from russet.safetensors import mapping_of, release_pages
 from russet.weights import POSITIONS, ToQuantize, Weight, Weights
-
-#: What activations, keys and values can be: numpy's names, and the core's.
-DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 _CODES_ALIGNMENT = 8  # bytes; the shaders read codes by so many
 
@@ -56,9 +54,7 @@ class MetalBackend(CoreBackend):
         self, config: Config, weights: Weights, device: _core.MetalDevice, *, dtype: str | None = None
     ) -> None:
         self.name = "metal-sim" if device.info["simulated"] else "metal"
-        self.dtype = dtype_of(weights) if dtype is None else DTYPES.get(dtype, "")
-        if not self.dtype:
-            raise UsageError(f"dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
+        self.dtype = chosen_dtype(dtype, weights)
         memory = _DeviceMemory(weights.values())
         in_core = {role: memory.shown(weight) for role, weight in weights.items()}
         self.weight_bytes = memory.weight_bytes(in_core, tied="head.w" not in weights)
@@ -94,14 +90,6 @@ class MetalProduct:
     def run(self, x: _Array, n_times: int = 1) -> tuple[_Array, float]:
         """x [n_tokens, n_cols] -> y [n_tokens, n_rows] float32, and the seconds that one of n_times products took."""
         return self._product.run(x, n_times)
-
-
-def dtype_of(weights: Weights) -> str:
-    """The type that the checkpoint keeps its embedding in, or the embedding's scales."""
-    embed = weights["embed.w"]
-    if isinstance(embed, ToQuantize):
-        return embed.tensor.dtype
-    return embed.dtype if isinstance(embed, QuantizedTensor) else embed[1]
 
 
 _InCore = tuple[_Array, str] | _core.AffineMatrix
