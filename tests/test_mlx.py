@@ -251,6 +251,7 @@ def test_chunks_ragged_batches_and_rewinding(mlx, demo):
     assert difference(logits, whole[[11, 4]]) < SAME
 
 
+@pytest.mark.slow
 def test_a_prompt_of_several_chunks_and_a_cache_that_grows(monkeypatch):
     monkeypatch.setattr(mlx_backend, "_CHUNK_TOKENS", 100)
     mlx, cpu = russet.load(backend="mlx", dtype="float32", n_ctx=700), russet.load(n_ctx=700)
@@ -268,6 +269,7 @@ def test_a_prompt_of_several_chunks_and_a_cache_that_grows(monkeypatch):
     assert difference(logits, whole[[-1, 149]]) < SAME
 
 
+@pytest.mark.slow
 def test_memory_for_a_long_prompt_is_that_of_a_chunk(tmp_path):
     """ffn_dim is the widest: four such rows a token, in float32, would be 64 MiB for 4,096 tokens at once."""
     make(tmp_path, "llama", intermediate_size=1024, num_hidden_layers=2, max_position_embeddings=5000)
@@ -453,6 +455,7 @@ def test_a_limit_of_memory_is_mlxs_too():
         russet.load(backend="mlx", max_memory="1MB")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_weights_are_in_memory_once(tmp_path):
     make(tmp_path, "llama", dtype=torch.bfloat16, intermediate_size=4096, hidden_size=256, num_attention_heads=4)
