@@ -220,6 +220,11 @@ void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const
     sin_.push_back(put(places_.sin(int(r)), n * half));
   }
   for (const Segment& s : batch.segments) show(*s.cache, s.pos + s.n_tokens);
+  if (batch.x) {
+    device_.wait(last_pass_);  // which has an x in the same place
+    std::copy_n(batch.x, n * size_t(config_.dim), x);
+    return;
+  }
 
   const Affine& a = table.affine;
   const EmbedArgs args{uint32_t(config_.dim), uint32_t(a ? a.group_size : 0), bool(positions), scale};
