@@ -8,7 +8,9 @@ import torch
 
 import russet
 from russet import BackendError, UsageError, _core, metal_sim, metal_source
+from russet.backends.cpu import CpuBackend
 from russet.backends.metal import MetalBackend, MetalProduct
+from russet.backends.part import part_of
 from russet.quantization import Quantization, quantize_matrix
 from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
 
@@ -149,6 +151,26 @@ def test_chunks_ragged_batches_and_rewinding(metal, demo):
     b.forward(ids[:4])
     logits = metal.backend.forward([(a, ids[:12]), (b, ids[4:5])])
     assert difference(logits, whole[[11, 4]]) < SAME
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_layers_behind_those_of_another_backend(first, tmp_path, device):
+    """Passes that begin with x, of layers with an embedding too, whose own passes go on."""
+    make_case(tmp_path, "qwen3", 0)
+    config, weights = bound(tmp_path)
+    part = part_of(config, weights, first, config.n_layers)
+    cpu, metal = CpuBackend(*part), MetalBackend(*part, device, dtype="float32")
+    on_cpu, on_metal, greedy_cpu, greedy_metal = cpu.session(30), metal.session(30), cpu.session(30), metal.session(30)
+    x = np.random.default_rng(0).normal(size=(25, config.dim)).astype(np.float32)
+    token = 7
+    for begin, end in ((0, 20), (20, 24), (24, 25)):
+        if first == 0:
+            expected = greedy_cpu.append_greedy(token)
+            assert greedy_metal.append_greedy(token) == expected  # the pass for what follows it is under way
+            token = expected
+        ids = prompt_of(end - begin)
+        logits = metal._metal.forward([(on_metal.cache, ids, 0, True)], x[begin:end])
+        assert difference(logits, cpu.run([(on_cpu.cache, ids, 0, True)], x[begin:end])) < SAME
 
 
 def test_a_greedy_token_that_is_not_taken_changes_nothing(metal, demo):

@@ -65,15 +65,20 @@ def test_stories_split_at_every_layer(stories, stories_folder):
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_affine_groups_in_both_halves(quantize, tmp_path):
-    """The CPU rounds activations to int8, MLX does not: so each half is compared where it says what the whole is."""
+def test_affine_groups(quantize, tmp_path):
     make_quantisable(tmp_path, "qwen3")
-    config, weights = bound(tmp_path, quantize=quantize)
+    config, groups = bound(tmp_path, quantize=quantize)
+    floats = dequantized(groups)
     prompt = prompt_of(40)
-    cpu, exact = (logits_of(CpuBackend(config, w, threads=1), prompt) for w in (weights, dequantized(weights)))
+    cpu, exact = (logits_of(CpuBackend(config, weights, threads=1), prompt) for weights in (groups, floats))
     for gpu_layers in range(1, config.n_layers):
-        split = SplitBackend(config, weights, gpu_layers, threads=1)
-        assert difference(logits_of(split, prompt), exact) < 1.5 * difference(cpu, exact)
+        # In the first layers alone: MLX keeps activations as floats.
+        first = tuple(f"layers.{i}." for i in range(gpu_layers))
+        mixed = {role: (groups if role.startswith(first) else floats)[role] for role in floats}
+        assert difference(logits_of(SplitBackend(config, mixed, gpu_layers, threads=1), prompt), exact) < SAME
+        # In all: the CPU rounds activations to int8, in fewer layers than it alone would. Measured: 0.4 to 1.0 of that.
+        split = SplitBackend(config, groups, gpu_layers, threads=1)
+        assert SAME < difference(logits_of(split, prompt), exact) < 1.5 * difference(cpu, exact)
 
 
 def test_half_precision_is_of_the_first_half_alone(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ from russet.backends import Session
 from russet.backends.core import CoreSession
 from russet.backends.cpu import CpuBackend
 from russet.backends.mlx.backend import MlxBackend, MlxSession
+from russet.backends.part import part_of
 from russet.config import Config
 from russet.errors import UsageError
-from russet.weights import POSITIONS, Weights
+from russet.weights import Weights
 
 _Array = np.ndarray[Any, Any]
 
@@ -45,8 +45,8 @@ class SplitBackend:
         threads: int | None = None,
         prefill_threads: int | None = None,
     ) -> None:
-        first = first_layers(config, weights, gpu_layers)
-        others = other_layers(config, weights, gpu_layers)
+        first = part_of(config, weights, 0, gpu_layers)
+        others = part_of(config, weights, gpu_layers, config.n_layers)
         self._cpu = CpuBackend(*others, threads=threads, prefill_threads=prefill_threads)
         self._mlx = MlxBackend(*first, dtype=dtype, max_memory=max_memory)
         self.weight_bytes = self._mlx.layer_bytes + self._cpu.weight_bytes
@@ -111,33 +111,3 @@ class SplitSession:
 
     def cache_bytes(self) -> int:
         return self.on_mlx.cache_bytes() + self.on_cpu.cache_bytes()
-
-
-def first_layers(config: Config, weights: Weights, n_layers: int) -> tuple[Config, Weights]:
-    """The model that ends behind so many layers, with neither last norm nor head."""
-    first = _with_layers(config, slice(n_layers))
-    tables = {role: weights[role] for role in ("embed.w", POSITIONS) if role in weights}
-    return first, tables | _layer_weights(weights, range(n_layers))
-
-
-def other_layers(config: Config, weights: Weights, n_first: int) -> tuple[Config, Weights]:
-    """The model that begins behind the first layers, with no embedding but as its head."""
-    others = _with_layers(config, slice(n_first, None))
-    head = {role: weight for role, weight in weights.items() if role.startswith(("final_norm.", "head."))}
-    head.setdefault("head.w", weights["embed.w"])
-    return others, _layer_weights(weights, range(n_first, config.n_layers)) | head
-
-
-def _with_layers(config: Config, layers: slice) -> Config:
-    layer_rope, layer_window = config.layer_rope[layers], config.layer_window[layers]
-    return dataclasses.replace(config, n_layers=len(layer_rope), layer_rope=layer_rope, layer_window=layer_window)
-
-
-def _layer_weights(weights: Weights, layers: range) -> Weights:
-    """The weights of these layers, which are counted from 0 anew."""
-    taken: Weights = {}
-    for role, weight in weights.items():
-        where, _, of_layer = role.removeprefix("layers.").partition(".")
-        if role.startswith("layers.") and int(where) in layers:
-            taken[f"layers.{int(where) - layers.start}.{of_layer}"] = weight
-    return taken
