@@ -173,6 +173,18 @@ def test_layers_behind_those_of_another_backend(first, tmp_path, device):
         assert difference(logits, cpu.run([(on_cpu.cache, ids, 0, True)], x[begin:end])) < SAME
 
 
+def test_greedy_sequences_by_turns(metal, demo):
+    a, b, other = ([model.session() for model in (metal, demo)] for _ in range(3))
+    tokens = [[7, 7], [9, 9]]
+    for turn in range(12):
+        for i, pair in enumerate((a, b)[: 1 + turn // 6]):  # one alone, then two
+            tokens[i] = [session.append_greedy(token) for session, token in zip(pair, tokens[i], strict=True)]
+            assert tokens[i][0] == tokens[i][1]
+        if turn % 3 == 2:
+            on_metal, on_cpu = (session.forward([turn]) for session in other)
+            assert difference(on_metal, on_cpu) < SAME
+
+
 def test_a_greedy_token_that_is_not_taken_changes_nothing(metal, demo):
     ids = demo.tokenizer.encode(PROMPT)
     session, expected = metal.session(), demo.session()

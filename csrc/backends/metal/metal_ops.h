@@ -71,7 +71,8 @@ class MetalOps : public Ops {
     const int32_t* token = nullptr;  // -1: a logit is NaN
   };
   Likeliest forward_likeliest(const Weights& weights, const Batch& batch, const int32_t* token);
-  int32_t wait(const Likeliest& likeliest);
+  int32_t wait(const Likeliest& likeliest);  // its token is kept until the pass after the next
+  uint64_t last_pass() const { return last_pass_; }
 
   // Sends off what was encoded, and waits for it: for operations that run by themselves.
   void finish();
