@@ -154,11 +154,12 @@ def test_chunks_ragged_batches_and_rewinding(metal, demo):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_layers_behind_those_of_another_backend(first, tmp_path, device):
+def test_layers_behind_those_of_another_backend(first, tmp_path, libraries):
     """Passes that begin with x, of layers with an embedding too, whose own passes go on."""
     make_case(tmp_path, "qwen3", 0)
     config, weights = bound(tmp_path)
     part = part_of(config, weights, first, config.n_layers)
+    device = _core.MetalDevice.simulated(libraries, 1)  # no pass runs before it is waited for
     cpu, metal = CpuBackend(*part), MetalBackend(*part, device, dtype="float32")
     on_cpu, on_metal, greedy_cpu, greedy_metal = cpu.session(30), metal.session(30), cpu.session(30), metal.session(30)
     x = np.random.default_rng(0).normal(size=(25, config.dim)).astype(np.float32)

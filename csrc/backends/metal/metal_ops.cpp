@@ -56,6 +56,7 @@ std::byte* MetalOps::reserve(Room& room, size_t n_bytes) {
 
 void MetalOps::commit() {
   last_pass_ = device_.commit();
+  ++n_passes_;
 }
 void MetalOps::finish() {
   commit();
