@@ -9,7 +9,9 @@ import torch
 
 import russet
 from russet import BackendError, UsageError, _core, metal_sim, metal_source
+from russet.backends.cpu import CpuBackend
 from russet.backends.metal import MetalBackend, MetalProduct
+from russet.backends.part import part_of
 from russet.quantization import Quantization, quantize_matrix
 from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
 
@@ -156,6 +158,39 @@ def test_chunks_ragged_batches_and_rewinding(metal, demo):
     b.forward(ids[:4])
     logits = metal.backend.forward([(a, ids[:12]), (b, ids[4:5])])
     assert difference(logits, whole[[11, 4]]) < SAME
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_layers_behind_those_of_another_backend(first, tmp_path, libraries):
+    """Passes that begin with x, of layers with an embedding too, whose own passes go on."""
+    make_case(tmp_path, "qwen3", 0)
+    config, weights = bound(tmp_path)
+    part = part_of(config, weights, first, config.n_layers)
+    device = _core.MetalDevice.simulated(libraries, 1)  # no pass runs before it is waited for
+    cpu, metal = CpuBackend(*part), MetalBackend(*part, device, dtype="float32")
+    on_cpu, on_metal, greedy_cpu, greedy_metal = cpu.session(30), metal.session(30), cpu.session(30), metal.session(30)
+    x = np.random.default_rng(0).normal(size=(25, config.dim)).astype(np.float32)
+    token = 7
+    for begin, end in ((0, 20), (20, 24), (24, 25)):
+        for _ in range(2 if first == 0 else 0):
+            expected = greedy_cpu.append_greedy(token)
+            assert greedy_metal.append_greedy(token) == expected
+            token = expected  # and the pass for what follows it is under way
+        ids = prompt_of(end - begin)
+        logits = metal._metal.forward([(on_metal.cache, ids, 0, True)], x[begin:end])
+        assert difference(logits, cpu.run([(on_cpu.cache, ids, 0, True)], x[begin:end])) < SAME
+
+
+def test_greedy_sequences_by_turns(metal, demo):
+    a, b, other = ([model.session() for model in (metal, demo)] for _ in range(3))
+    tokens = [[7, 7], [9, 9]]
+    for turn in range(12):
+        for i, pair in enumerate((a, b)[: 1 + turn // 6]):  # one alone, then two
+            tokens[i] = [session.append_greedy(token) for session, token in zip(pair, tokens[i], strict=True)]
+            assert tokens[i][0] == tokens[i][1]
+        if turn % 3 == 2:
+            on_metal, on_cpu = (session.forward([turn]) for session in other)
+            assert difference(on_metal, on_cpu) < SAME
 
 
 def test_a_greedy_token_that_is_not_taken_changes_nothing(metal, demo):

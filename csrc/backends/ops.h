@@ -25,7 +25,8 @@ struct Ops {
   // Room for a batch of n_tokens; valid until the next call.
   virtual Activations activations(int n_tokens) = 0;
 
-  // x[t] = table[tokens[t]] * scale + positions[pos(t)]; positions may be absent
+  // Begins a pass. x[t] = table[tokens[t]] * scale + positions[pos(t)]; positions may be absent. Where the
+  // batch has its own x, x is that.
   virtual void embed(const Batch& batch, const Matrix& table, float scale, const View& positions,
                      float* x) = 0;
 

@@ -244,10 +244,10 @@ struct Cpu {
   Cpu(const Config& c, int n_threads, int n_prefill_threads)
       : config(c), ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads) {}
 
-  Array<float> forward(const Model& model, const std::vector<Part>& parts) {
+  Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
-    return forward_parts(model, parts, ops, DType::f32, lock);
+    return forward_parts(model, parts, x, ops, DType::f32, lock);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -452,7 +452,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("n_prefill_threads") = 0)
       .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_decode_threads(); })
       .def_property_readonly("n_prefill_threads", [](const Cpu& cpu) { return cpu.ops.n_prefill_threads(); })
-      .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"))
+      .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"), py::arg("x") = py::none())
       .def("norm_linear", &Cpu::norm_linear, py::arg("norm_w"), py::arg("norm_bias"), py::arg("w"),
            py::arg("x"))
       .def("norm_gate", &Cpu::norm_gate, py::arg("norm_w"), py::arg("norm_bias"), py::arg("gate"),

@@ -63,8 +63,8 @@ struct Metal {
     ops = std::make_unique<metal::MetalOps>(model->config, model->weights, type, *device);
   }
 
-  Array<float> forward(const std::vector<Part>& parts) {
-    return forward_parts(*model, parts, *ops, ops->dtype(), lock);
+  Array<float> forward(const std::vector<Part>& parts, const X& x) {
+    return forward_parts(*model, parts, x, *ops, ops->dtype(), lock);
   }
 
   int32_t append_greedy(MetalCache& cache, int32_t token, int rope_length);
@@ -172,7 +172,7 @@ void bind_metal(py::module_& m) {
       .def(py::init<std::shared_ptr<metal::Device>, std::shared_ptr<Model>, const std::string&,
                     const std::vector<py::array>&>(),
            py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"))
-      .def("forward", &Metal::forward, py::arg("parts"))
+      .def("forward", &Metal::forward, py::arg("parts"), py::arg("x") = py::none())
       .def("append_greedy", &Metal::append_greedy, py::arg("cache"), py::arg("token"),
            py::arg("rope_length") = 0);
 

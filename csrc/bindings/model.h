@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -23,8 +24,11 @@ struct Model {
 // it wants logits of all its tokens or of the last alone.
 using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
 
+// [n_tokens, dim] that a pass begins with where layers before the model's own were computed elsewhere.
+using X = std::optional<Array<float>>;
+
 // Logits [n_rows, vocab_size]. Calls from several threads take turns at the lock.
-inline Array<float> forward_parts(const Model& model, const std::vector<Part>& parts, Ops& ops,
+inline Array<float> forward_parts(const Model& model, const std::vector<Part>& parts, const X& x, Ops& ops,
                                   DType cache_dtype, std::mutex& lock) {
   check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
   std::vector<int32_t> tokens;
@@ -39,6 +43,10 @@ inline Array<float> forward_parts(const Model& model, const std::vector<Part>& p
     tokens.insert(tokens.end(), ids.begin(), ids.end());
     for (int t = all_logits ? 0 : n - 1; t < n; ++t) logit_rows.push_back(begin + t);
   }
+  check(!x || (x->ndim() == 2 && x->shape(0) == pybind11::ssize_t(tokens.size()) &&
+               x->shape(1) == model.config.dim),
+        ErrorKind::usage, "forward: expected x [", tokens.size(), ", ", model.config.dim, "]");
+  const float* x_rows = x ? x->data() : nullptr;
   Array<float> logits({logit_rows.size(), size_t(model.config.vocab_size)});
   float* out = logits.mutable_data();
   const pybind11::gil_scoped_release release;
@@ -51,7 +59,7 @@ inline Array<float> forward_parts(const Model& model, const std::vector<Part>& p
     segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
     begin += n;
   }
-  forward(model.config, model.weights, ops, {tokens, segments, logit_rows}, out);
+  forward(model.config, model.weights, ops, {tokens, segments, logit_rows, x_rows}, out);
   return logits;
 }
 

@@ -20,6 +20,9 @@ struct Batch {
   std::span<const int32_t> tokens;
   std::span<const Segment> segments;
   std::span<const int> logit_rows;  // which of the tokens want logits, ascending
+  // [n_tokens, dim] in the host's memory: what layers before the model's own, computed elsewhere, have made
+  // of the tokens; null: there are none.
+  const float* x = nullptr;
 
   int n_tokens() const { return int(tokens.size()); }
 };

@@ -10,6 +10,8 @@
 namespace russet {
 
 static void check_batch(const Config& config, const Weights& weights, const Batch& batch) {
+  check(weights.embed || batch.x, ErrorKind::usage,
+        "forward: these are the last layers of a model, they need x of those before");
   for (const int32_t token : batch.tokens)
     check(token >= 0 && token < config.vocab_size, ErrorKind::usage, "token id ", token, ": expected 0 to ",
           config.vocab_size - 1);
@@ -87,7 +89,7 @@ void check_weights(const Config& c, const Weights& weights) {
 
   const int q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim;
   const Checker top{""};
-  top.linear("embed", {weights.embed}, c.vocab_size, c.dim);
+  top.linear("embed", {weights.embed}, c.vocab_size, c.dim, true);
   top.linear("positions", {{.floats = weights.positions}}, c.max_ctx, c.dim, true);
   top.norm("final_norm", weights.final_norm, c.dim);
   top.linear("head", weights.head, c.vocab_size, c.dim);

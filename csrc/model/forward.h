@@ -4,9 +4,10 @@
 
 namespace russet {
 
-// Appends the batch's tokens to their caches and writes logits [n_logit_rows, vocab_size]. Throws, before
-// anything has changed, Error{context_full} when a cache has too little room and Error{usage} on an id out of
-// range.
+// Appends the batch's tokens to their caches and writes logits [n_logit_rows, vocab_size]. Of a model cut in
+// two the second half has no embedding: its batch brings x. Throws, before anything has changed,
+// Error{context_full} when a cache has too little room and Error{usage} on an id out of range, or where
+// neither the weights have an embedding nor the batch an x.
 void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits);
 
 // Throws Error{weights} where a weight's shape is not what config says, or one that must be there is missing.

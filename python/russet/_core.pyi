@@ -125,7 +125,9 @@ class Cpu:
     n_threads: int
     n_prefill_threads: int
     def __init__(self, config: Config, n_threads: int, n_prefill_threads: int = 0) -> None: ...
-    def forward(self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+    def forward(
+        self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None
+    ) -> _Array: ...
     def norm_linear(
         self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix | PackedMatrix, x: _Array
     ) -> _Array: ...
@@ -146,7 +148,7 @@ class MetalDevice:
 class Metal:
     def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
         """`memory`: runs of whole pages in which all weights lie."""
-    def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]]) -> _Array: ...
+    def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None) -> _Array: ...
     def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
         """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""
 

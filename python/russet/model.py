@@ -50,6 +50,7 @@ def load(
     local_files_only: bool = False,
     backend: str = "auto",
     dtype: str | None = None,
+    gpu_layers: int | None = None,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
@@ -67,6 +68,8 @@ def load(
         finds the GPU of a Mac, else the CPU, or what RUSSET_BACKEND names
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
+    gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
+        the GPU need not have. By default all; 0 is the CPU alone.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -84,13 +87,13 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
-    device = _open_device(backend, dtype, keep_packed)
+    device = _open_device(backend, dtype, keep_packed, gpu_layers)
     parts = read_parts(
         model,
         revision=revision,
         local_files_only=local_files_only,
         n_ctx=n_ctx,
-        max_memory=max_memory if max_memory is not None else _device_memory(device),
+        max_memory=_device_memory(device) if max_memory is None and gpu_layers is None else max_memory,
         quantize=quantize,
         strict=strict,
     )
@@ -110,7 +113,23 @@ def load(
         from russet.backends.mlx.backend import MlxBackend
 
         limit = None if max_memory is None else memory.n_bytes(max_memory)
-        on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
+        n_layers = parts.config.n_layers
+        if gpu_layers is None or gpu_layers == n_layers:
+            on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
+        elif 0 < gpu_layers < n_layers:
+            from russet.backends.split import SplitBackend
+
+            on = SplitBackend(
+                parts.config,
+                parts.weights,
+                gpu_layers,
+                dtype=dtype,
+                max_memory=limit,
+                threads=threads,
+                prefill_threads=prefill_threads,
+            )
+        else:
+            raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
     else:
         from russet.backends.metal import MetalBackend
 
@@ -188,12 +207,18 @@ def read_parts(
     )
 
 
-def _open_device(backend: str, dtype: str | None, keep_packed: bool) -> _core.MetalDevice | probe.Mlx | None:
+def _open_device(
+    backend: str, dtype: str | None, keep_packed: bool, gpu_layers: int | None
+) -> _core.MetalDevice | probe.Mlx | None:
     """What a backend computes on, checked before anything is read; None: the CPU."""
     if backend == "auto":
         backend = os.environ.get("RUSSET_BACKEND") or "auto"
     if backend not in BACKENDS:
         raise BackendError(f"backend: expected {', '.join(BACKENDS)}, got {backend!r}")
+    if gpu_layers is not None:
+        if backend not in ("auto", "mlx"):
+            raise UsageError(f"gpu_layers: MLX alone shares layers with the CPU, got backend={backend!r}; take 'mlx'")
+        backend = "mlx" if gpu_layers else "cpu"
     if backend == "auto" and not keep_packed and (mlx := probe.find_gpu()):
         return mlx
     if backend in ("auto", "cpu"):

@@ -268,7 +268,11 @@ void CpuOps::choose_places(const Batch& batch) {
 
 void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
   choose_places(batch);
-  const size_t dim = size_t(table.n_cols());
+  const size_t dim = size_t(config_.dim);
+  if (batch.x) {
+    std::copy_n(batch.x, batch.tokens.size() * dim, x);
+    return;
+  }
   std::vector<float> position(positions ? dim : 0);
   for (size_t t = 0; t < batch.tokens.size(); ++t) {
     float* row = x + t * dim;

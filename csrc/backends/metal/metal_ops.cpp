@@ -56,6 +56,7 @@ std::byte* MetalOps::reserve(Room& room, size_t n_bytes) {
 
 void MetalOps::commit() {
   last_pass_ = device_.commit();
+  ++n_passes_;
 }
 void MetalOps::finish() {
   commit();
@@ -197,6 +198,7 @@ static Pointer row(Pointer rows, int token, size_t width, DType dtype) {
 
 // Writes what the kernels must know of the batch, then begins the pass.
 void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
+  if (last_pass_ > 1) device_.wait(last_pass_ - 1);  // which reads its inputs in the same place
   places_.choose(config_, batch);
   const size_t n = batch.tokens.size();
   size_t n_floats = 0;
@@ -220,6 +222,11 @@ void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const
     sin_.push_back(put(places_.sin(int(r)), n * half));
   }
   for (const Segment& s : batch.segments) show(*s.cache, s.pos + s.n_tokens);
+  if (batch.x) {
+    device_.wait(last_pass_);  // which has an x in the same place
+    std::copy_n(batch.x, n * size_t(config_.dim), x);
+    return;
+  }
 
   const Affine& a = table.affine;
   const EmbedArgs args{uint32_t(config_.dim), uint32_t(a ? a.group_size : 0), bool(positions), scale};

@@ -71,7 +71,8 @@ class MetalOps : public Ops {
     const int32_t* token = nullptr;  // -1: a logit is NaN
   };
   Likeliest forward_likeliest(const Weights& weights, const Batch& batch, const int32_t* token);
-  int32_t wait(const Likeliest& likeliest);
+  int32_t wait(const Likeliest& likeliest);  // its token is kept until the pass after the next
+  uint64_t last_pass() const { return last_pass_; }
 
   // Sends off what was encoded, and waits for it: for operations that run by themselves.
   void finish();
@@ -121,7 +122,7 @@ class MetalOps : public Ops {
   void linear_float(const Linear& linear, const FloatInput& in, int n_tokens, float scale, float softcap,
                     float* out);
   void find_likeliest(const float* logits, int vocab_size);
-  Slot& slot() { return slots_[last_pass_ % 2]; }  // of the pass being encoded
+  Slot& slot() { return slots_[n_passes_ % 2]; }  // of the pass being encoded
   void commit();
   void show(const KvCache& cache, int n_tokens);
   MatvecArgs matvec_args(const NormWeights& norm, const Linear& linear, int n_tokens) const;
@@ -138,14 +139,14 @@ class MetalOps : public Ops {
   Places places_;
   Room activations_, logits_;
   Slot slots_[2];
-  uint64_t last_pass_ = 0;
-  const int32_t* next_token_ = nullptr;  // on the device, of the pass being encoded; null: the batch has it
-  Likeliest likeliest_;                  // of the pass encoded last
-  float* whole_ = nullptr;               // [n_tokens, dim]: what a norm comes after, or has made in float
-  void* normed_ = nullptr;               // [n_tokens, dim] T
-  float* partial_ = nullptr;             // of attention
-  const int32_t* rows_ = nullptr;        // of the logits
-  std::vector<const float*> cos_, sin_;  // of each rope, where the device sees them
+  uint64_t n_passes_ = 0, last_pass_ = 0;  // of this model; of the device, which others may share
+  const int32_t* next_token_ = nullptr;    // on the device, of the pass being encoded; null: the batch has it
+  Likeliest likeliest_;                    // of the pass encoded last
+  float* whole_ = nullptr;                 // [n_tokens, dim]: what a norm comes after, or has made in float
+  void* normed_ = nullptr;                 // [n_tokens, dim] T
+  float* partial_ = nullptr;               // of attention
+  const int32_t* rows_ = nullptr;          // of the logits
+  std::vector<const float*> cos_, sin_;    // of each rope, where the device sees them
   std::map<const KvCache*, Mapping> caches_;  // what the device sees of each
 };
 

@@ -64,8 +64,9 @@ class CpuBackend(CoreBackend):
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.KvCache(self._model, n_ctx))
 
-    def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
-        return self._cpu.forward(self._model, parts)
+    def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+        """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
+        return self._cpu.forward(self._model, parts, x)
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix

@@ -66,6 +66,10 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
         add("--threads", "-t", type=int, metavar="N", help="CPU threads (default: one per physical core)")
         add("--prefill-threads", "-tb", type=int, metavar="N", help="CPU threads for prompts (default: as --threads)")
     add("--backend", metavar="NAME", help=f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
+    add(
+        "--gpu-layers", "-ngl", type=int, metavar="N",
+        help="layers that MLX computes, from the first on; the others on the CPU (default: all)",
+    )  # fmt: skip
     add("--dtype", metavar="NAME", help="of activations on a GPU: float32, float16 or bfloat16 (default: the model's)")
     add("--no-strict", dest="strict", action="store_false", help="leave out tensors the model has no place for")
 
@@ -152,7 +156,9 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     """The model that the flags of add_model_flags() ask for; `changes` are options of russet.load() that win."""
     folder = find_model(args)  # first, and alone: a download draws bars of its own, which a spinner would garble
     options = given(
-        args, "backend", "dtype", "threads", "prefill_threads", "n_ctx", "max_memory", "keep_packed", "strict"
+        args,
+        *("backend", "dtype", "gpu_layers", "threads", "prefill_threads"),
+        *("n_ctx", "max_memory", "keep_packed", "strict"),
     )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])

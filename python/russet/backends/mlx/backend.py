@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,9 @@ _Array = np.ndarray[Any, Any]
 #: One sequence's part of a batch: its cache, its next tokens, the length of its whole text where that is known already
 #: (else 0), and whether it wants the logits of all its tokens.
 _Part = tuple[Cache, list[int], int, bool]
+
+#: What becomes of rows of x behind the last layer.
+_Head = Callable[[mx.array], mx.array]
 
 # One stream for all models, whichever threads they are used from: MLX's other streams are their thread's alone.
 _STREAM = mx.new_thread_unsafe_stream(mx.default_device())
@@ -62,6 +65,7 @@ class MlxBackend:
         with _turn():
             self._forward = Forward(config, weights, self.dtype, fused=fused)
         self.weight_bytes = self._forward.weight_bytes
+        self.layer_bytes = self._forward.layer_bytes  #: of them those of the layers
 
     def session(self, n_ctx: int) -> MlxSession:
         if n_ctx < 1:
@@ -80,13 +84,20 @@ class MlxBackend:
 
     def run(self, parts: list[_Part]) -> _Array:
         """One pass over a ragged batch; logits of every token that wants them."""
+        return self._run(parts, self._forward.logits)
+
+    def hidden(self, parts: list[_Part]) -> _Array:
+        """The same, but x [n_tokens, dim] f32 behind the last layer, of every token: for another backend's layers."""
+        return self._run([(cache, tokens, text_length, True) for cache, tokens, text_length, _ in parts], lambda x: x)
+
+    def _run(self, parts: list[_Part], head: _Head) -> _Array:
         with _turn([cache for cache, *_ in parts]):
             self._check(parts)
             for cache, *_ in parts:
                 cache.ahead = None
             if sum(len(tokens) for _, tokens, *_ in parts) < _CHUNK_TOKENS:
-                return self._pass(parts)
-            return np.concatenate([rows for part in parts for rows in self._in_chunks(*part)])
+                return self._pass(parts, head)
+            return np.concatenate([rows for part in parts for rows in self._in_chunks(*part, head)])
 
     def append_greedy(self, cache: Cache, token: int) -> int:
         """Append a token; the likeliest one after it. While the host looks at that, MLX computes the next."""
@@ -112,16 +123,18 @@ class MlxBackend:
         mx.async_eval(likeliest)
         return likeliest
 
-    def _in_chunks(self, cache: Cache, tokens: list[int], text_length: int, all_logits: bool) -> Iterator[_Array]:
+    def _in_chunks(
+        self, cache: Cache, tokens: list[int], text_length: int, all_logits: bool, head: _Head
+    ) -> Iterator[_Array]:
         """Logits of each chunk, or of the last token; between two chunks MLX holds nothing but weights and caches."""
         text_length = max(text_length, cache.n_tokens + len(tokens))
         for begin in range(0, len(tokens), _CHUNK_TOKENS):
             chunk = tokens[begin : begin + _CHUNK_TOKENS]
             is_last = begin + len(chunk) == len(tokens)
-            yield self._pass([(cache, chunk, text_length, all_logits)], silent=not (is_last or all_logits))
+            yield self._pass([(cache, chunk, text_length, all_logits)], head, silent=not (is_last or all_logits))
             mx.clear_cache()
 
-    def _pass(self, parts: list[_Part], *, silent: bool = False) -> _Array:
+    def _pass(self, parts: list[_Part], head: _Head, *, silent: bool = False) -> _Array:
         """One pass, evaluated. silent: for its keys and values alone, no logits."""
         segments: list[Segment] = []
         tokens: list[int] = []
@@ -135,7 +148,7 @@ class MlxBackend:
             mx.eval([(s.cache.keys, s.cache.values) for s in segments])
             logits = np.empty((0, self._config.vocab_size), np.float32)
         else:
-            logits = np.array(self._forward.logits(x[mx.array(rows)]))
+            logits = np.array(head(x[mx.array(rows)]))
         for segment in segments:
             segment.cache.n_tokens += segment.n_tokens
         return logits

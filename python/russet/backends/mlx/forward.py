@@ -35,7 +35,9 @@ class Forward:
         embed_bytes = taken.n_bytes
         self.positions = taken.matrix(POSITIONS) if POSITIONS in taken else None
         table_bytes = taken.n_bytes if "head.w" in taken else taken.n_bytes - embed_bytes
+        before = taken.n_bytes
         self.layers = [Layer(taken, index) for index in range(config.n_layers)]
+        self.layer_bytes = taken.n_bytes - before
         self.final_norm = taken.norm("final_norm", mx.float32)
         self.head = taken.linear("head") if "head.w" in taken else Linear(self.embed, None)
         self.weight_bytes = taken.n_bytes - table_bytes  #: that computing one more token reads: of a table only a row
