@@ -276,6 +276,28 @@ def test_after_a_failed_pass_the_model_is_usable(libraries, small):
     assert np.array_equal(session.forward(prompt_of(20)), expected.session(30).forward(prompt_of(20)))
 
 
+def test_after_a_failed_pass_greedy_decoding_goes_on(libraries, small):
+    """Two passes are in flight when the first fails; the next token is right all the same."""
+    right = MetalBackend(*bound(small), _core.MetalDevice.simulated(libraries)).session(30)
+    right.forward(prompt_of(5))
+    expected = [right.append_greedy(id) for id in (1, 2, 3)]
+    for at in range(20, 60):  # until it is one that reads what is not there
+        device = _core.MetalDevice.simulated(libraries, 0, "swap", at)
+        session = MetalBackend(*bound(small), device).session(30)
+        session.forward(prompt_of(5))
+        n_dispatches = sum(kernel["dispatches"] for kernel in device.traffic().values())
+        if at < n_dispatches:
+            continue
+        for n, id in enumerate((1, 2, 3)):
+            try:
+                session.append_greedy(id)
+            except BackendError:
+                session.rewind(5 + n)
+                assert session.append_greedy(id) == expected[n]
+                return
+    pytest.fail("no fault made a pass fail")
+
+
 # ---- one product ----
 
 

@@ -60,6 +60,7 @@ class Device {
   // Returns when the pass is done. Throws Error{device} or Error{memory} where it failed; the passes after it
   // have then failed too, and the next one begins afresh.
   virtual void wait(uint64_t pass) = 0;
+  virtual void settle(uint64_t pass) = 0;  // the same, and throws nothing: what failed is another's business
 };
 
 // The Mac's GPU, with the kernels of these Metal texts. Throws Error{device}: no Metal, no Apple GPU, or a

@@ -206,6 +206,11 @@ class AppleDevice : public Device {
     return n_committed_;
   }
 
+  void settle(uint64_t pass) override {
+    const auto pool = autorelease_pool();
+    finish(pass);
+  }
+
   void wait(uint64_t pass) override {
     const auto pool = autorelease_pool();
     finish(pass);

@@ -118,6 +118,7 @@ class Simulated : public SimulatedDevice {
     if (schedule_ == 0) run_until(n_committed_);
     return n_committed_;
   }
+  void settle(uint64_t pass) override { run_until(pass); }
   void wait(uint64_t pass) override {
     run_until(pass);
     if (failure_.first <= pass && pass <= failure_.last) fail(ErrorKind::device, failure_.text);

@@ -198,7 +198,7 @@ static Pointer row(Pointer rows, int token, size_t width, DType dtype) {
 
 // Writes what the kernels must know of the batch, then begins the pass.
 void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
-  if (last_pass_ > 1) device_.wait(last_pass_ - 1);  // which reads its inputs in the same place
+  if (last_pass_ > 1) device_.settle(last_pass_ - 1);  // which reads its inputs in the same place
   places_.choose(config_, batch);
   const size_t n = batch.tokens.size();
   size_t n_floats = 0;
@@ -223,7 +223,7 @@ void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const
   }
   for (const Segment& s : batch.segments) show(*s.cache, s.pos + s.n_tokens);
   if (batch.x) {
-    device_.wait(last_pass_);  // which has an x in the same place
+    device_.settle(last_pass_);  // which has an x in the same place
     std::copy_n(batch.x, n * size_t(config_.dim), x);
     return;
   }
