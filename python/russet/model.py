@@ -93,7 +93,7 @@ def load(
         revision=revision,
         local_files_only=local_files_only,
         n_ctx=n_ctx,
-        max_memory=_device_memory(device) if max_memory is None and gpu_layers is None else max_memory,
+        max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
         strict=strict,
     )
