@@ -152,7 +152,7 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     """The model that the flags of add_model_flags() ask for; `changes` are options of russet.load() that win."""
     folder = find_model(args)  # first, and alone: a download draws bars of its own, which a spinner would garble
     options = given(
-        args, "backend", "dtype", "threads", "prefill_threads", "n_ctx", "max_memory", "keep_packed", "strict"
+        args, "backend", "dtype", "threads", "prefill_threads", "n_ctx", "max_memory", "keep_packed", "shard", "strict"
     )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])

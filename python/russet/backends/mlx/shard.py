@@ -6,20 +6,18 @@ pass is the same for all but for a few places where it asks its Shard.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
-import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
-
-import atexit
 
 import mlx.core as mx
 import numpy as np
@@ -29,8 +27,6 @@ from russet.config import Config
 from russet.errors import BackendError, CheckpointError, UsageError
 from russet.quantization import QuantizedTensor
 from russet.weights import ToQuantize, Weight, Weights
-
-KINDS = ("tensor", "pipeline")
 
 
 class Shard:
@@ -104,16 +100,14 @@ class Team:
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
                 raise CheckpointError(
-                    f"mlx: rank {rank} has other {what} than rank 0; give every rank the same model and options"
+                    f"mlx: rank {rank} has other {what} than rank 0; start all with the same"
                 )
 
     def _leave(self) -> None:
+        """Tell the others; end when what was begun with them is done."""
         self._watch.say_goodbye()
-        try:
-            with self._watch.until_done():
-                mx.synchronize(self.stream)  # others may need what this rank has begun
-        except RuntimeError:
-            pass
+        with suppress(RuntimeError, BackendError), self.waiting():
+            mx.synchronize(self.stream)
         self._watch.wait_for_others()
 
 
@@ -171,10 +165,8 @@ class _OfTeam(Shard):
         self.config = config  #: of this rank's part
         self.weights = weights
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        with self._team.waiting():
-            yield
+    def waiting(self) -> AbstractContextManager[None]:
+        return self._team.waiting()
 
     def agreed(self, y: mx.array) -> mx.array:
         # A sum with zeros: every backend of MLX has one, and it reaches ranks that are no neighbours.
@@ -218,7 +210,7 @@ class Tensor(_OfTeam):
         return _columns(weight, self._inputs[name]) if role.endswith(("o.w", "down.w")) else weight
 
     def summed(self, y: mx.array) -> mx.array:
-        return self._all_sum(y.astype(mx.float32)).astype(y.dtype)
+        return self._all_sum(y.astype(mx.float32))
 
 
 class Pipeline(_OfTeam):

@@ -46,23 +46,25 @@ class Watch:
         self._gone: dict[int, int] = {}  # rank -> how
         self._gone_at = 0.0
         self._change = threading.Condition()
-        self._busy = 0
+        self._busy_since: float | None = None
         threading.Thread(target=self._run, name="russet-watch", daemon=True).start()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the other ranks are waited for. Raises BackendError where one is gone, before or within."""
-        self._check()
-        self._busy += 1
+        """While the other ranks are waited for. Raises BackendError where one was lost before, or is gone within."""
+        if _LOST in self._gone.values():
+            raise BackendError(self._message())
+        self._busy_since = time.monotonic()
         try:
             yield
         except RuntimeError:
             with self._change:
                 self._change.wait_for(lambda: self._gone, timeout=GRACE_S / 2)
-            self._check()  # says more than MLX does
+            if self._gone:
+                raise BackendError(self._message()) from None  # says more than MLX does
             raise
         finally:
-            self._busy -= 1
+            self._busy_since = None
 
     def say_goodbye(self) -> None:
         """Tell the others that this process ends."""
@@ -72,10 +74,6 @@ class Watch:
         """Until all have said goodbye, a short time at most."""
         with self._change:
             self._change.wait_for(lambda: len(self._gone) == self._size - 1, timeout=GRACE_S)
-
-    def _check(self) -> None:
-        if self._gone:
-            raise BackendError(self._message())
 
     def _message(self) -> str:
         rank, how = next(iter(self._gone.items()))
@@ -94,12 +92,10 @@ class Watch:
                 self._tell_all(_ALIVE, self._rank)
             for rank in [rank for rank in self._connections if now - self._heard[rank] > SILENCE_S]:
                 self._note(rank, _LOST)
-            if self._gone and self._busy and now - self._gone_at > GRACE_S:
-                self._end()
-        if self._gone:
-            time.sleep(GRACE_S)
-            if self._busy:
-                self._end()
+            self._end_if_stuck()
+        while True:  # nobody is left to hear
+            time.sleep(BEAT_S)
+            self._end_if_stuck()
 
     def _hear(self, rank: int, connection: socket.socket) -> None:
         try:
@@ -135,8 +131,11 @@ class Watch:
             with suppress(OSError):  # its end is heard where it is listened to
                 connection.sendall(bytes([how, rank]))
 
-    def _end(self) -> None:
-        """MLX cannot be interrupted, so the process ends here."""
+    def _end_if_stuck(self) -> None:
+        """MLX cannot be interrupted: where it waits for who will not come, the process ends here."""
+        since = self._busy_since
+        if not self._gone or since is None or time.monotonic() - max(since, self._gone_at) < GRACE_S:
+            return
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         print("russet:", self._message(), file=sys.stderr, flush=True)
