@@ -80,8 +80,8 @@ def load(
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
         file is there and fits, it is taken instead of quantising again
-    shard: "tensor" or "pipeline": this process is one of several that mlx.launch has started, on one machine or more, and
-        computes its part of the model: some heads of every layer, or some layers. All must do the same with it.
+    shard: "tensor" or "pipeline": this process is one of several that mlx.launch has started, on one machine or more,
+        and computes its part of the model: some heads of every layer, or some layers. All must do the same with it.
     strict: refuse a checkpoint with tensors the model has no place for
 
     Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and

@@ -93,7 +93,8 @@ class Forward:
     def logits(self, x: mx.array) -> mx.array:
         """x [n_rows, dim] behind the last layer -> [n_rows, vocab_size] f32; zeros where this process has no head"""
         if not self.shard.is_last:
-            return mx.depends([mx.zeros((x.shape[0], self.config.vocab_size))], [x])[0]
+            nothing: mx.array = mx.depends([mx.zeros((x.shape[0], self.config.vocab_size))], [x])[0]
+            return nothing
         assert self.head
         scale, softcap = self.config.logits_scale, self.config.logits_softcap
         logits = self.head(self._input(self.final_norm, x)).astype(mx.float32)

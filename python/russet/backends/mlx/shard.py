@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,10 @@ from russet.quantization import QuantizedTensor
 from russet.weights import ToQuantize, Weight, Weights
 
 
+#: A weight that no longer waits to be quantised.
+Stored = TypeVar("Stored", tuple[np.ndarray[Any, Any], str], QuantizedTensor)
+
+
 class Shard:
     """The whole model, in one process."""
 
@@ -38,7 +42,7 @@ class Shard:
         """While MLX computes, and with it the other ranks. Raises BackendError where one is gone."""
         return nullcontext()
 
-    def cut(self, role: str, weight: Weight) -> Weight:
+    def cut(self, role: str, weight: Stored) -> Stored:
         """This rank's part of a weight."""
         return weight
 
@@ -99,9 +103,7 @@ class Team:
         digests = self.everyones(hashlib.sha256(repr(said).encode()).digest())
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
-                raise CheckpointError(
-                    f"mlx: rank {rank} has other {what} than rank 0; start all with the same"
-                )
+                raise CheckpointError(f"mlx: rank {rank} has other {what} than rank 0; start all with the same")
 
     def _leave(self) -> None:
         """Tell the others; end when what was begun with them is done."""
@@ -123,7 +125,10 @@ def _place(environ: os._Environ[str]) -> tuple[int, int, tuple[str, int]]:
     try:
         rank = int(environ["MLX_RANK"])
         if "MLX_JACCL_COORDINATOR" in environ:
-            size, address = len(json.loads(Path(environ["MLX_IBV_DEVICES"]).read_text())), environ["MLX_JACCL_COORDINATOR"]
+            size, address = (
+                len(json.loads(Path(environ["MLX_IBV_DEVICES"]).read_text())),
+                environ["MLX_JACCL_COORDINATOR"],
+            )
         else:
             hosts = json.loads(Path(environ["MLX_HOSTFILE"]).read_text())
             size, address = len(hosts), hosts[0][0]
@@ -148,7 +153,14 @@ def _sample(weight: Weight) -> tuple[Any, ...]:
         tensor = weight.tensor
         return tensor.name, tensor.dtype, tensor.shape, repr(weight.how), _bytes(tensor.data)
     if isinstance(weight, QuantizedTensor):
-        return weight.dtype, weight.bits, weight.group_size, weight.codes.shape, _bytes(weight.codes), _bytes(weight.scales)
+        return (
+            weight.dtype,
+            weight.bits,
+            weight.group_size,
+            weight.codes.shape,
+            _bytes(weight.codes),
+            _bytes(weight.scales),
+        )
     array, dtype = weight
     return dtype, array.shape, _bytes(array)
 
@@ -195,13 +207,15 @@ class Tensor(_OfTeam):
         self._outputs = {"q": q_span, "k": kv_span, "v": kv_span, "gate": ffn, "up": ffn}
         self._inputs = {"o": q_span, "down": ffn}
         part = replace(config, n_heads=q, n_kv_heads=kv, ffn_dim=ffn.stop - ffn.start)
-        super().__init__(team, part, {role: w for role, w in weights.items() if rank == 0 or not self._added_once(role)})
+        super().__init__(
+            team, part, {role: w for role, w in weights.items() if rank == 0 or not self._added_once(role)}
+        )
 
     def _added_once(self, role: str) -> bool:
         """A bias of what is summed over the ranks: one of them adds it."""
         return role.endswith((".o.bias", ".down.bias"))
 
-    def cut(self, role: str, weight: Weight) -> Weight:
+    def cut(self, role: str, weight: Stored) -> Stored:
         name = role.split(".")[-2]
         if not role.startswith("layers."):
             return weight
@@ -219,7 +233,9 @@ class Pipeline(_OfTeam):
     def __init__(self, team: Team, config: Config, weights: Weights) -> None:
         rank, size = team.rank, team.size
         if config.n_layers < size:
-            raise UsageError(f"shard: {config.n_layers} layers do not go on {size} ranks; start at most {config.n_layers}")
+            raise UsageError(
+                f"shard: {config.n_layers} layers do not go on {size} ranks; start at most {config.n_layers}"
+            )
         self.is_first, self.is_last = rank == 0, rank == size - 1
         layers = _span(rank, size, config.n_layers)
         part = replace(
@@ -286,7 +302,7 @@ def _why_not(config: Config, weights: Weights, size: int) -> str | None:
             return "a norm over all heads together cannot be cut, and so the model does not go"
         group_size = _group_size(weights[f"layers.{i}.o.w"])
         if q_width % group_size:
-            return f"the inputs of o are quantised in groups of {group_size}, which {q_width} a rank would cut: it does not go"
+            return f"o's inputs, quantised in groups of {group_size}, of which {q_width} a rank are no whole ones, do not go"
         group_size = _group_size(weights[f"layers.{i}.down.w"])
         if config.ffn_dim // group_size < size:
             return f"{config.ffn_dim} inputs of down in groups of {group_size} do not go"
@@ -305,16 +321,14 @@ def _span(rank: int, size: int, n: int, unit: int = 1) -> slice:
     return slice(n * rank // size * unit, n * (rank + 1) // size * unit)
 
 
-def _rows(weight: Weight, span: slice) -> Weight:
-    assert not isinstance(weight, ToQuantize)
+def _rows(weight: Stored, span: slice) -> Stored:
     if isinstance(weight, QuantizedTensor):
         return weight.rows(span)
     array, dtype = weight
     return array[span], dtype
 
 
-def _columns(weight: Weight, span: slice) -> Weight:
-    assert not isinstance(weight, ToQuantize)
+def _columns(weight: Stored, span: slice) -> Stored:
     if not isinstance(weight, QuantizedTensor):
         array, dtype = weight
         return array[:, span], dtype

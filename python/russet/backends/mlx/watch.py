@@ -143,7 +143,7 @@ class Watch:
 
 
 def connect(rank: int, size: int, host: str, port: int) -> dict[int, socket.socket]:
-    """The connections that Watch takes; rank 0 listens at the address. Raises BackendError where a rank does not come."""
+    """The connections that Watch takes; rank 0 listens there. Raises BackendError where a rank does not come."""
     deadline = time.monotonic() + ARRIVAL_S
     connections: dict[int, socket.socket] = {}
     try:

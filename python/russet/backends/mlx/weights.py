@@ -140,8 +140,8 @@ class MlxWeights:
         weight = self._weights.get(role)
         if weight is None:
             return None
-        weight = self._shard.cut(role, weight)
         assert isinstance(weight, tuple)
+        weight = self._shard.cut(role, weight)
         return self._take(*weight).astype(dtype)
 
     def _take(self, array: np.ndarray[Any, Any], dtype: str) -> mx.array:
