@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,7 +30,7 @@ from russet.weights import ToQuantize, Weight, Weights
 
 
 #: A weight that no longer waits to be quantised.
-Stored = TypeVar("Stored", tuple[np.ndarray[Any, Any], str], QuantizedTensor)
+Stored = tuple[np.ndarray[Any, Any], str] | QuantizedTensor
 
 
 class Shard:
@@ -286,26 +286,25 @@ def check_heads(config: Config, weights: Weights, size: int) -> None:
     """Raises UsageError where heads and MLP cannot be cut for so many ranks; says which numbers of ranks would do."""
     why = _why_not(config, weights, size)
     if why:
-        fit = [n for n in range(2, config.n_kv_heads + 1) if not _why_not(config, weights, n)]
-        ranks = f"{' or '.join(map(str, fit))} ranks would do" if fit else "no number of ranks would do"
-        raise UsageError(f"shard: {why} on {size} ranks; {ranks}, and so would shard='pipeline'")
+        fit = [str(n) for n in range(2, config.n_kv_heads + 1) if not _why_not(config, weights, n)]
+        way_out = f"{' or '.join(fit)} would do, or shard='pipeline'" if fit else "load with shard='pipeline'"
+        raise UsageError(f"shard: this model's heads do not go on {size} ranks: {why}; {way_out}")
 
 
 def _why_not(config: Config, weights: Weights, size: int) -> str | None:
-    """What does not go on so many ranks."""
     if config.n_kv_heads % size:
-        return f"{config.n_kv_heads} key-value heads do not go evenly"
+        return f"it has {config.n_kv_heads} key-value heads"
     q_width = config.n_heads // size * config.head_dim
     for i in range(config.n_layers):
         norm = weights.get(f"layers.{i}.q_norm.w")
         if isinstance(norm, tuple) and norm[0].size != config.head_dim:
-            return "a norm over all heads together cannot be cut, and so the model does not go"
+            return "it norms all heads together"
         group_size = _group_size(weights[f"layers.{i}.o.w"])
         if q_width % group_size:
-            return f"o's inputs, quantised in groups of {group_size}, of which {q_width} a rank are no whole ones, do not go"
+            return f"o is quantised in groups of {group_size} inputs, and a rank would have {q_width}"
         group_size = _group_size(weights[f"layers.{i}.down.w"])
         if config.ffn_dim // group_size < size:
-            return f"{config.ffn_dim} inputs of down in groups of {group_size} do not go"
+            return f"down has {config.ffn_dim} inputs in groups of {group_size}"
     return None
 
 

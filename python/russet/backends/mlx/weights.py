@@ -140,8 +140,9 @@ class MlxWeights:
         weight = self._weights.get(role)
         if weight is None:
             return None
-        assert isinstance(weight, tuple)
+        assert not isinstance(weight, ToQuantize)
         weight = self._shard.cut(role, weight)
+        assert isinstance(weight, tuple)
         return self._take(*weight).astype(dtype)
 
     def _take(self, array: np.ndarray[Any, Any], dtype: str) -> mx.array:
