@@ -15,8 +15,9 @@ def main(jobs: list[dict], out: Path) -> None:
     for name, job in jobs.items():
         folder = job["folders"][int(os.environ["MLX_RANK"]) % len(job["folders"])]
         quantize = russet.Quantization(bits=job["bits"], group_size=32) if job["bits"] else None
-        model = russet.load(folder, backend="mlx", shard=job["shard"], quantize=quantize, n_ctx=100)
+        model = russet.load(folder, backend="mlx", shard=job["shard"], quantize=quantize, n_ctx=600)
         prompt = job["prompt"]
+        results[f"{name} last"] = model.session().forward(prompt * 8)
         results[f"{name} logits"] = model.logits(prompt)
         results[f"{name} greedy"] = model.generate_tokens(prompt[:25], max_tokens=job["n_tokens"])
         results[f"{name} sampled"] = model.generate_tokens(prompt[:5], max_tokens=10, temperature=1.0)

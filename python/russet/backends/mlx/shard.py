@@ -28,7 +28,6 @@ from russet.errors import BackendError, CheckpointError, UsageError
 from russet.quantization import QuantizedTensor
 from russet.weights import ToQuantize, Weight, Weights
 
-
 #: A weight that no longer waits to be quantised.
 Stored = tuple[np.ndarray[Any, Any], str] | QuantizedTensor
 
@@ -166,9 +165,9 @@ def _sample(weight: Weight) -> tuple[Any, ...]:
 
 
 def _bytes(array: np.ndarray[Any, Any]) -> bytes:
-    """Of its first row and its last, at most a page each."""
-    n = 1024
-    return array[:1].reshape(-1)[:n].tobytes() + array[-1:].reshape(-1)[-n:].tobytes()
+    """The first values, some in the middle and the last."""
+    n, flat = 1024, array.reshape(-1)
+    return b"".join(part.tobytes() for part in (flat[:n], flat[flat.size // 2 :][:n], flat[-n:]))
 
 
 class _OfTeam(Shard):
