@@ -115,7 +115,7 @@ class Watch:
 
     def _note(self, rank: int, how: int) -> None:
         """A rank is gone. One that has ended closes its connection later: that is no news."""
-        if how == _LOST or self._rank != 0:
+        if how == _LOST:
             self._connections.pop(rank, None)
         if rank in self._gone:
             return
