@@ -20,7 +20,7 @@ def main(jobs: list[dict], out: Path) -> None:
         results[f"{name} last"] = model.session().forward(prompt * 8)
         results[f"{name} logits"] = model.logits(prompt)
         results[f"{name} greedy"] = model.generate_tokens(prompt[:25], max_tokens=job["n_tokens"])
-        results[f"{name} sampled"] = model.generate_tokens(prompt[:5], max_tokens=10, temperature=1.0)
+        results[f"{name} sampled"] = model.generate_tokens(prompt[:5], max_tokens=6, temperature=1.0)
         results[f"{name} weight_bytes"] = model.weight_bytes
         if "signal" in job:
             if model.rank == 1 and job["signal"]:

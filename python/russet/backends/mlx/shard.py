@@ -170,9 +170,12 @@ def _bytes(array: np.ndarray[Any, Any]) -> bytes:
     return b"".join(part.tobytes() for part in (flat[:n], flat[flat.size // 2 :][:n], flat[-n:]))
 
 
-class _OfTeam(Shard):
-    def __init__(self, team: Team, config: Config, weights: Weights) -> None:
+class _Part(Shard):
+    """What Tensor and Pipeline share. decides: the rank whose logits count"""
+
+    def __init__(self, team: Team, config: Config, weights: Weights, *, decides: int) -> None:
         self._team = team
+        self._decides = decides
         self.config = config  #: of this rank's part
         self.weights = weights
 
@@ -184,16 +187,11 @@ class _OfTeam(Shard):
         mine = y if self._team.rank == self._decides else mx.depends([mx.zeros_like(y)], [y])[0]
         return self._all_sum(mine)
 
-    @property
-    def _decides(self) -> int:
-        """The rank whose logits count."""
-        return 0
-
     def _all_sum(self, y: mx.array) -> mx.array:
         return mx.distributed.all_sum(y, group=self._team.group, stream=self._team.stream)
 
 
-class Tensor(_OfTeam):
+class Tensor(_Part):
     """Every rank has some heads, and some of the width between gate and down, of every layer."""
 
     def __init__(self, team: Team, config: Config, weights: Weights) -> None:
@@ -206,27 +204,23 @@ class Tensor(_OfTeam):
         self._outputs = {"q": q_span, "k": kv_span, "v": kv_span, "gate": ffn, "up": ffn}
         self._inputs = {"o": q_span, "down": ffn}
         part = replace(config, n_heads=q, n_kv_heads=kv, ffn_dim=ffn.stop - ffn.start)
-        super().__init__(
-            team, part, {role: w for role, w in weights.items() if rank == 0 or not self._added_once(role)}
-        )
-
-    def _added_once(self, role: str) -> bool:
-        """A bias of what is summed over the ranks: one of them adds it."""
-        return role.endswith((".o.bias", ".down.bias"))
+        added_once = (".o.bias", ".down.bias")  # to a sum over the ranks, so one of them adds it
+        own = {role: weight for role, weight in weights.items() if rank == 0 or not role.endswith(added_once)}
+        super().__init__(team, part, own, decides=0)
 
     def cut(self, role: str, weight: Stored) -> Stored:
-        name = role.split(".")[-2]
-        if not role.startswith("layers."):
-            return weight
+        *_, name, kind = role.split(".")
         if name in self._outputs:
             return _rows(weight, self._outputs[name])
-        return _columns(weight, self._inputs[name]) if role.endswith(("o.w", "down.w")) else weight
+        if name in self._inputs and kind == "w":
+            return _columns(weight, self._inputs[name])
+        return weight
 
     def summed(self, y: mx.array) -> mx.array:
         return self._all_sum(y.astype(mx.float32))
 
 
-class Pipeline(_OfTeam):
+class Pipeline(_Part):
     """Every rank has some layers, one after the other; the first has the embedding, the last the head."""
 
     def __init__(self, team: Team, config: Config, weights: Weights) -> None:
@@ -243,7 +237,7 @@ class Pipeline(_OfTeam):
             layer_rope=config.layer_rope[layers],
             layer_window=config.layer_window[layers],
         )
-        super().__init__(team, part, dict(self._own(config, weights, layers)))
+        super().__init__(team, part, dict(self._own(config, weights, layers)), decides=size - 1)
 
     def _own(self, config: Config, weights: Weights, layers: slice) -> Iterator[tuple[str, Weight]]:
         """This rank's weights; its layers are counted from 0."""
@@ -258,10 +252,6 @@ class Pipeline(_OfTeam):
                     yield role, weight
             elif self.is_first or (first == "embed" and self.is_last and "head.w" not in weights):
                 yield role, weight
-
-    @property
-    def _decides(self) -> int:
-        return self._team.size - 1
 
     def received(self, shape: tuple[int, int]) -> mx.array:
         team = self._team
