@@ -103,22 +103,28 @@ def run_jobs(jobs, n_ranks, tmp_path):
 
 def job(shard, *folders, bits=0, **more):
     """folders: of all ranks, or of each"""
-    job = {"folders": list(map(str, folders)), "shard": shard, "bits": bits, "prompt": prompt_of(70), "n_tokens": 16}
+    job = {"folders": list(map(str, folders)), "shard": shard, "bits": bits, "prompt": prompt_of(70), "n_tokens": 8}
     return job | more
 
 
+FEW = [("llama", 0), ("qwen3", 8)]  # bits, 0 for floats
+OTHERS = [("llama", 8), ("qwen3", 0)]
+
+
 @pytest.mark.parametrize(
-    "n_ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    ("n_ranks", "models"),
+    [
+        pytest.param(2, FEW, id="2"),
+        pytest.param(2, OTHERS, id="2-others", marks=pytest.mark.slow),
+        pytest.param(3, FEW, id="3", marks=pytest.mark.slow),
+        pytest.param(4, FEW, id="4", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("shard", ["tensor", "pipeline"])
-def test_ranks_give_the_answer_of_one(shard, n_ranks, folders, tmp_path):
+def test_ranks_give_the_answer_of_one(shard, n_ranks, models, folders, tmp_path):
     if (shard, n_ranks) == ("tensor", 3):
         pytest.skip("4 key-value heads do not go on 3 ranks")
-    kinds = [(family, bits) for family in folders for bits in (0, 8)]
-    n_tokens = 16
-    if n_ranks > 2:  # MLX's ranks spin while they wait: slow where there are fewer cores
-        kinds, n_tokens = [("llama", 0), ("qwen3", 8)], 8
-    jobs = {f"{family} {bits}": job(shard, folders[family], bits=bits, n_tokens=n_tokens) for family, bits in kinds}
+    jobs = {f"{family} {bits}": job(shard, folders[family], bits=bits) for family, bits in models}
     ranks = run_jobs(jobs, n_ranks, tmp_path)
     for name, said in jobs.items():
         quantize = russet.Quantization(bits=8, group_size=32) if said["bits"] else None
