@@ -53,11 +53,11 @@ def folders(tmp_path_factory):
     return folders
 
 
-def start(command, n_ranks, tmp_path, env=None):
+def start(command, n_ranks, tmp_path):
     """The command on every rank, as mlx.launch starts it; the processes."""
     hostfile = tmp_path / "hosts.json"
     hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(n_ranks)]))
-    env = dict(os.environ, MLX_HOSTFILE=str(hostfile), OMP_NUM_THREADS="1", **(env or {}))
+    env = dict(os.environ, MLX_HOSTFILE=str(hostfile), OMP_NUM_THREADS="1")
     return [
         subprocess.Popen(
             command, env=dict(env, MLX_RANK=str(rank)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
