@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from russet import _core, memory
 from russet.backends import Backend, Session
+from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
@@ -31,11 +33,14 @@ from russet.weights import Plan, Weights, bind, find_non_finite, needed_bytes, p
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from russet.backends.mlx.shard import Team
     from russet.options import GenerateKeywords
 
 DEMO = Path(__file__).parent / "demo"
 
 BACKENDS = ("auto", "cpu", "mlx", "metal", "metal-sim")
+
+SHARDS = ("tensor", "pipeline")
 
 #: What a model can be asked to continue: text as it is, token ids, or a conversation for its chat template.
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -57,6 +62,7 @@ def load(
     max_memory: int | str | None = None,
     quantize: str | Quantization | None = None,
     keep_packed: bool = False,
+    shard: str | None = None,
     strict: bool = True,
 ) -> Model:
     """Load a Hugging Face checkpoint: a folder, or a hub id such as "Qwen/Qwen3-0.6B"; the built-in demo by default.
@@ -77,6 +83,8 @@ def load(
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
         file is there and fits, it is taken instead of quantising again
+    shard: "tensor" or "pipeline": this process is one of several that mlx.launch has started, on one machine or more,
+        and computes its part of the model: some heads of every layer, or some layers. All must do the same with it.
     strict: refuse a checkpoint with tensors the model has no place for
 
     Raises CheckpointError (HubError, ConfigError, WeightsError), TokenizerError, NotEnoughMemory, BackendError, and
@@ -88,6 +96,7 @@ def load(
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
     device = _open_device(backend, dtype, keep_packed, gpu_layers)
+    team = _join(shard, device, gpu_layers)
     parts = read_parts(
         model,
         revision=revision,
@@ -96,8 +105,11 @@ def load(
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
         strict=strict,
+        n_shards=team.size if team else 1,
     )
     on: Backend
+    if shard and team:
+        return _load_shard(parts, shard, team, dtype, max_memory)
     if device is None:
         from russet.backends.cpu import CpuBackend
 
@@ -166,8 +178,12 @@ def read_parts(
     max_memory: int | str | None = None,
     quantize: str | Quantization | None = None,
     strict: bool = True,
+    n_shards: int = 1,
 ) -> Parts:
-    """What load() does before the weights go to a backend; the options and errors are load()'s."""
+    """What load() does before the weights go to a backend; the options and errors are load()'s.
+
+    n_shards: processes that share the memory needed
+    """
     quantization = Quantization.of(quantize)
     checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
     hf = Reader(checkpoint.config, str(checkpoint.path / "config.json"))
@@ -185,8 +201,8 @@ def read_parts(
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             _log.warning("quantize: %s%s stays float: its inputs make no groups of 32", left[0], more)
     n_ctx = memory.choose_n_ctx(
-        weight_bytes=weight_bytes,
-        bytes_per_token=config.cache_bytes_per_token,
+        weight_bytes=weight_bytes // n_shards,
+        bytes_per_token=config.cache_bytes_per_token // n_shards,
         max_ctx=config.max_ctx,
         n_ctx=n_ctx,
         max_memory=max_memory,
@@ -234,6 +250,46 @@ def _open_device(
     return open_device(simulated=backend == "metal-sim")
 
 
+def _join(shard: str | None, device: _core.MetalDevice | probe.Mlx | None, gpu_layers: int | None) -> Team | None:
+    """The processes that compute the model together; None: this one alone does."""
+    if shard is None:
+        return None
+    if shard not in SHARDS:
+        raise UsageError(f"shard: expected {' or '.join(SHARDS)}, got {shard!r}")
+    if not isinstance(device, probe.Mlx):
+        raise UsageError("shard: only MLX computes a model in several processes; load with backend='mlx'")
+    if gpu_layers is not None:
+        raise UsageError("gpu_layers: with shard every layer is in MLX; leave one of them out")
+    from russet.backends.mlx.shard import team
+
+    return team()
+
+
+def _load_shard(parts: Parts, kind: str, team: Team, dtype: str | None, max_memory: int | str | None) -> Model:
+    """The rest of load() on one rank of several, once all are sure to have the same model."""
+    from russet import __version__
+    from russet.backends.mlx.backend import MlxBackend
+    from russet.backends.mlx.shard import sample, shard_of
+
+    team.check_alike("versions of russet or MLX", (__version__, probe.find().version))
+    team.check_alike("options", (kind, dtype, parts.quantization))
+    team.check_alike("settings in its checkpoint", (parts.config, parts.defaults))
+    team.check_alike("weights in its checkpoint", sample(parts.weights))
+    dtype = next(name for name, short in DTYPES.items() if short == chosen_dtype(dtype, parts.weights))
+    shard = shard_of(kind, team, parts.config, parts.weights)
+    limit = None if max_memory is None else memory.n_bytes(max_memory)
+    return Model(
+        config=parts.config,
+        tokenizer=parts.tokenizer,
+        backend=MlxBackend(shard.config, shard.weights, dtype=dtype, max_memory=limit, shard=shard),
+        n_ctx=team.least(parts.n_ctx),
+        defaults=parts.defaults,
+        checkpoint=parts.checkpoint,
+        rank=team.rank,
+        new_seed=team.new_seed,
+    )
+
+
 def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
     """Bytes that weights and cache may take, where the device says so."""
     if device is None:
@@ -254,6 +310,8 @@ class Model:
         n_ctx: int,
         defaults: GenerateOptions,
         checkpoint: Checkpoint,
+        rank: int = 0,
+        new_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -261,6 +319,8 @@ class Model:
         self.n_ctx = n_ctx  #: tokens a conversation can hold
         self.defaults = defaults  #: options from generation_config.json
         self.checkpoint = checkpoint
+        self.rank = rank  #: of this process among those that share the model; 0 where it is alone
+        self._new_seed = new_seed
         self._idle: list[Conversation] = []  # at most one: the last that ended, kept for its cache
         self._lock = threading.Lock()
 
@@ -294,6 +354,8 @@ class Model:
         Bad input is refused here, before the first piece is asked for. Raises as generate() does.
         """
         chosen = self.defaults.with_keywords(options)
+        if chosen.seed is None:
+            chosen = replace(chosen, seed=self._new_seed())
         ids = self._prompt_ids(prompt)
         detokenizer: TextStream
         if _is_chat(prompt):

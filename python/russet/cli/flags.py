@@ -158,7 +158,7 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     options = given(
         args,
         *("backend", "dtype", "gpu_layers", "threads", "prefill_threads"),
-        *("n_ctx", "max_memory", "keep_packed", "strict"),
+        *("n_ctx", "max_memory", "keep_packed", "shard", "strict"),
     )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])

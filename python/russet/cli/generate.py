@@ -11,7 +11,7 @@ from russet.cli.answer import statistics, take
 from russet.cli.report import print_json
 from russet.cli.terminal import reading_stdin, say
 from russet.errors import UsageError
-from russet.model import Prompt
+from russet.model import SHARDS, Prompt
 
 SUMMARY = "go on with a prompt, or answer it"
 
@@ -33,6 +33,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", "-p", dest="prompt_flag", metavar="TEXT", help="the same")
     flags.add_model_flags(parser)
     flags.add_generate_flags(parser)
+    parser.add_argument(
+        "--shard", choices=SHARDS, default=argparse.SUPPRESS,
+        help="compute some heads, or some layers, in each of the processes that mlx.launch has started",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print text, token counts and speeds as one JSON object")
 
 
@@ -40,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     options = flags.generate_options(args)
     text = _prompt_text(args)
     model = flags.load_model(args)
-    answer = take(model.stream(_prompt(text, model, args), **options), show=not args.json)
+    answer = take(model.stream(_prompt(text, model, args), **options), show=not args.json and model.rank == 0)
+    if model.rank:
+        return 130 if answer.interrupted else 0
     if args.json:
         said = {"model": args.model or "demo", "text": answer.text, "finish_reason": answer.finish_reason}
         print_json(answer.last and statistics(model, answer.last), **said)

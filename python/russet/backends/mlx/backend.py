@@ -15,6 +15,7 @@ from russet.backends import Session
 from russet.backends.dtypes import chosen_dtype
 from russet.backends.mlx.cache import Cache, Segment
 from russet.backends.mlx.forward import Forward
+from russet.backends.mlx.shard import Shard
 from russet.config import Config
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, NumericalError, UsageError
 from russet.weights import Weights
@@ -42,6 +43,7 @@ class MlxBackend:
         The residual stream is float32 in any case.
     max_memory: bytes that MLX may hold in this process; by default its own limit
     fused: compile what goes element by element; by default on a GPU alone, as on a CPU MLX calls a C++ compiler for it
+    shard: what this process is of several that compute the model together; config and weights are those of its part
     """
 
     name = "mlx"
@@ -55,22 +57,24 @@ class MlxBackend:
         dtype: str | None = None,
         max_memory: int | None = None,
         fused: bool | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self._config = config
+        self._shard = shard or Shard()
         self.dtype = chosen_dtype(dtype, weights)
         if max_memory is not None:
             mx.set_memory_limit(max_memory)
         if fused is None:
             fused = mx.default_device().type == mx.gpu
-        with _turn():
-            self._forward = Forward(config, weights, self.dtype, fused=fused)
+        with _turn(self._shard):
+            self._forward = Forward(config, weights, self.dtype, fused=fused, shard=self._shard)
         self.weight_bytes = self._forward.weight_bytes
         self.layer_bytes = self._forward.layer_bytes  #: of them those of the layers
 
     def session(self, n_ctx: int) -> MlxSession:
         if n_ctx < 1:
             raise UsageError(f"n_ctx: expected at least 1, got {n_ctx}")
-        with _turn():
+        with _turn(self._shard):
             return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
@@ -84,14 +88,14 @@ class MlxBackend:
 
     def run(self, parts: list[_Part]) -> _Array:
         """One pass over a ragged batch; logits of every token that wants them."""
-        return self._run(parts, self._forward.logits)
+        return self._run(parts, lambda x: self._shard.agreed(self._forward.logits(x)))
 
     def hidden(self, parts: list[_Part]) -> _Array:
         """The same, but x [n_tokens, dim] f32 behind the last layer, of every token: for another backend's layers."""
         return self._run([(cache, tokens, text_length, True) for cache, tokens, text_length, _ in parts], lambda x: x)
 
     def _run(self, parts: list[_Part], head: _Head) -> _Array:
-        with _turn([cache for cache, *_ in parts]):
+        with _turn(self._shard, [cache for cache, *_ in parts]):
             self._check(parts)
             for cache, *_ in parts:
                 cache.ahead = None
@@ -101,7 +105,7 @@ class MlxBackend:
 
     def append_greedy(self, cache: Cache, token: int) -> int:
         """Append a token; the likeliest one after it. While the host looks at that, MLX computes the next."""
-        with _turn([cache]):
+        with _turn(self._shard, [cache]):
             self._check([(cache, [token], 0, False)])
             taken, likeliest = cache.ahead or (None, None)
             if likeliest is None or taken != token:
@@ -119,7 +123,7 @@ class MlxBackend:
         segment = self._forward.segment(cache, 0, 1)
         logits = self._forward.logits(self._forward.hidden(token, [segment]))
         is_nan = mx.isnan(logits).any(axis=-1)
-        likeliest = mx.where(is_nan, -1, logits.argmax(axis=-1).astype(mx.int32))
+        likeliest = self._shard.agreed(mx.where(is_nan, -1, logits.argmax(axis=-1).astype(mx.int32)))
         mx.async_eval(likeliest)
         return likeliest
 
@@ -145,7 +149,7 @@ class MlxBackend:
             rows += range(len(tokens) - (len(ids) if all_logits else 1), len(tokens))
         x = self._forward.hidden(mx.array(tokens), segments)
         if silent:
-            mx.eval([(s.cache.keys, s.cache.values) for s in segments])
+            mx.eval([(s.cache.keys, s.cache.values) for s in segments], self._shard.owed(x))
             logits = np.empty((0, self._config.vocab_size), np.float32)
         else:
             logits = np.array(head(x[mx.array(rows)]))
@@ -212,12 +216,13 @@ class MlxSession:
 
 
 @contextmanager
-def _turn(caches: Sequence[Cache] = ()) -> Iterator[None]:
+def _turn(shard: Shard, caches: Sequence[Cache] = ()) -> Iterator[None]:
     """MLX for one caller at a time. Where that fails the caches hold what they held before, or nothing."""
     with _TURN, mx.stream(_STREAM):
         before = [cache.n_tokens for cache in caches]
         try:
-            yield
+            with shard.waiting():
+                yield
         except (RuntimeError, MemoryError) as error:
             for cache in caches:
                 cache.clear()

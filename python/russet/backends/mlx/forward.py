@@ -15,6 +15,7 @@ import numpy as np
 from russet import _core
 from russet.backends.core import core_config
 from russet.backends.mlx.cache import Cache, Segment
+from russet.backends.mlx.shard import Shard
 from russet.backends.mlx.weights import MLX_DTYPES, Layer, Linear, MlxWeights, Norm
 from russet.config import Config, Rope
 from russet.weights import POSITIONS, Weights
@@ -25,21 +26,26 @@ class Forward:
 
     dtype: f32, f16 or bf16: of activations, keys and values
     fused: let MLX compile what goes element by element into one kernel each
+    shard: what this process is of several that compute the model together; config and weights are those of its part
     """
 
-    def __init__(self, config: Config, weights: Weights, dtype: str, *, fused: bool) -> None:
+    def __init__(
+        self, config: Config, weights: Weights, dtype: str, *, fused: bool, shard: Shard | None = None
+    ) -> None:
         self.config = config
         self.dtype = MLX_DTYPES[dtype]
-        taken = MlxWeights(config, weights, self.dtype)
-        self.embed = taken.matrix("embed.w")
+        self.shard = shard or Shard()
+        taken = MlxWeights(config, weights, self.dtype, self.shard)
+        self.embed = taken.matrix("embed.w") if "embed.w" in taken else None
         embed_bytes = taken.n_bytes
         self.positions = taken.matrix(POSITIONS) if POSITIONS in taken else None
-        table_bytes = taken.n_bytes if "head.w" in taken else taken.n_bytes - embed_bytes
+        is_tied = self.shard.is_last and "head.w" not in taken
+        table_bytes = taken.n_bytes - embed_bytes if is_tied else taken.n_bytes
         before = taken.n_bytes
         self.layers = [Layer(taken, index) for index in range(config.n_layers)]
         self.layer_bytes = taken.n_bytes - before
         self.final_norm = taken.norm("final_norm", mx.float32)
-        self.head = taken.linear("head") if "head.w" in taken else Linear(self.embed, None)
+        self.head = taken.linear("head") if "head.w" in taken else self.embed and Linear(self.embed, None)
         self.weight_bytes = taken.n_bytes - table_bytes  #: that computing one more token reads: of a table only a row
         self.ropes = [_Rope(rope, index) for index, rope in enumerate(config.ropes)]
         self._core_config = core_config(config)
@@ -57,10 +63,15 @@ class Forward:
 
     def hidden(self, tokens: mx.array, segments: Sequence[Segment]) -> mx.array:
         """One pass over a ragged batch: tokens [n_tokens] -> x [n_tokens, dim] f32 behind the last layer."""
-        return self.through(self.embedded(tokens, segments), segments, 0, len(self.layers))
+        if self.shard.is_first:
+            x = self.embedded(tokens, segments)
+        else:
+            x = self.shard.received((tokens.size, self.config.dim))
+        return self.shard.handed_on(self.through(x, segments, 0, len(self.layers)))
 
     def embedded(self, tokens: mx.array, segments: Sequence[Segment]) -> mx.array:
         """tokens [n_tokens] -> x [n_tokens, dim] f32"""
+        assert self.embed
         x = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
             x = x * self.config.embed_scale
@@ -82,7 +93,11 @@ class Forward:
         return x
 
     def logits(self, x: mx.array) -> mx.array:
-        """x [n_rows, dim] behind the last layer -> [n_rows, vocab_size] f32"""
+        """x [n_rows, dim] behind the last layer -> [n_rows, vocab_size] f32; zeros where this process has no head"""
+        if not self.shard.is_last:
+            nothing: mx.array = mx.depends([mx.zeros((x.shape[0], self.config.vocab_size))], [x])[0]
+            return nothing
+        assert self.head
         scale, softcap = self.config.logits_scale, self.config.logits_softcap
         logits = self.head(self._input(self.final_norm, x)).astype(mx.float32)
         if scale != 1:
@@ -97,8 +112,8 @@ class Forward:
         return self._gate(layer.gate(h), layer.up(h)) if layer.up else self._gate(layer.gate(h))
 
     def _residual(self, linear: Linear, post_norm: Norm | None, y: mx.array, x: mx.array) -> mx.array:
-        y = linear(y)
-        return self._add(x, post_norm(y) if post_norm else y)
+        y = self.shard.summed(linear(y))
+        return self._add(x, post_norm(y.astype(self.dtype)) if post_norm else y)
 
     def _attention(self, index: int, layer: Layer, h: mx.array, segments: Sequence[Segment]) -> mx.array:
         """h [n_tokens, dim] -> [n_tokens, n_heads * head_dim]"""

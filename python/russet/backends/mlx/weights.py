@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from russet import _core
+from russet.backends.mlx.shard import Shard
 from russet.config import Config
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
@@ -104,12 +105,14 @@ class MlxWeights:
     """Takes weights, role by role, into MLX's memory.
 
     dtype: of activations, and so of what is added to them; matrices stay what they are
+    shard: cuts its part from every weight
     """
 
-    def __init__(self, config: Config, weights: Weights, dtype: mx.Dtype) -> None:
+    def __init__(self, config: Config, weights: Weights, dtype: mx.Dtype, shard: Shard) -> None:
         self.n_bytes = 0  #: of all that was taken
         self._config = config
         self._weights = weights
+        self._shard = shard
         self.dtype = dtype
 
     def __contains__(self, role: str) -> bool:
@@ -119,6 +122,7 @@ class MlxWeights:
         weight = self._weights[role]
         if isinstance(weight, ToQuantize):
             weight = weight.quantize(_core.default_threads())
+        weight = self._shard.cut(role, weight)
         if isinstance(weight, QuantizedTensor):
             codes = self._take(weight.codes, "u32")
             scales, biases = (self._take(part, weight.dtype) for part in (weight.scales, weight.biases))
@@ -136,6 +140,8 @@ class MlxWeights:
         weight = self._weights.get(role)
         if weight is None:
             return None
+        assert not isinstance(weight, ToQuantize)
+        weight = self._shard.cut(role, weight)
         assert isinstance(weight, tuple)
         return self._take(*weight).astype(dtype)
 
