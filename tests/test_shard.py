@@ -120,7 +120,7 @@ OTHERS = [("llama", 8), ("qwen3", 0)]
         pytest.param(4, FEW, id="4", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("shard", ["tensor", "pipeline"])
+@pytest.mark.parametrize("shard", ["tensor", pytest.param("pipeline", marks=pytest.mark.slow)])
 def test_ranks_give_the_answer_of_one(shard, n_ranks, models, folders, tmp_path):
     if (shard, n_ranks) == ("tensor", 3):
         pytest.skip("4 key-value heads do not go on 3 ranks")
@@ -226,6 +226,7 @@ def test_a_shard_needs_mlx_and_other_ranks(monkeypatch):
 # ---- the command line ----
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mlx.launch") is None, reason="mlx.launch is not on PATH")
 def test_mlx_launch(tmp_path):
     """One flag on our side; the text is written once, and is that of one process."""
