@@ -462,9 +462,12 @@ void MetalOps::find_likeliest(const float* logits, int vocab_size) {
 
 MetalOps::Likeliest MetalOps::forward_likeliest(const Weights& weights, const Batch& batch,
                                                 const int32_t* token) {
+  const struct UntilReturn {  // or until forward() throws
+    const int32_t*& token;
+    ~UntilReturn() { token = nullptr; }
+  } until_return{next_token_};
   next_token_ = token;
   forward(config_, weights, *this, batch, nullptr);
-  next_token_ = nullptr;
   return likeliest_;
 }
 
