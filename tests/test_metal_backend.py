@@ -13,6 +13,7 @@ from russet.backends.cpu import CpuBackend
 from russet.backends.metal import MetalBackend, MetalProduct
 from russet.backends.part import part_of
 from russet.quantization import Quantization, quantize_matrix
+from session_promises import check_chunks_ragged_batches_and_rewinding
 from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
 
 PROMPT = "Once upon a time there was"
@@ -144,20 +145,7 @@ def metal(libraries) -> russet.Model:
 
 
 def test_chunks_ragged_batches_and_rewinding(metal, demo):
-    ids = demo.tokenizer.encode("It is a truth universally acknowledged, that a single man")
-    whole = demo.session().forward(ids, all_logits=True)
-    session = metal.session()
-    parts = [session.forward(chunk, all_logits=True) for chunk in (ids[:1], ids[1:10], ids[10:])]
-    assert difference(np.concatenate(parts), whole) < SAME
-
-    session.rewind(3)
-    assert session.n_tokens == 3
-    assert difference(session.forward(ids[3:]), whole[-1]) < SAME
-
-    a, b = metal.session(), metal.session()
-    b.forward(ids[:4])
-    logits = metal.backend.forward([(a, ids[:12]), (b, ids[4:5])])
-    assert difference(logits, whole[[11, 4]]) < SAME
+    check_chunks_ragged_batches_and_rewinding(metal, demo, SAME)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -242,6 +230,12 @@ def test_what_cannot_be_is_refused(stories_folder):
         russet.load(stories_folder / "hf", backend="metal-sim", keep_packed=True)
     with pytest.raises(UsageError, match="the CPU computes in float32, got 'float16'"):
         russet.load(backend="cpu", dtype="float16")
+
+
+def test_a_schedule_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("RUSSET_SIM_SCHEDULE", "backwards")
+    with pytest.raises(UsageError, match="RUSSET_SIM_SCHEDULE: expected 0, 1 or a seed"):
+        russet.load(backend="metal-sim")
 
 
 @pytest.mark.skipif("sys.platform == 'darwin'")

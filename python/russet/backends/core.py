@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,14 @@ import numpy as np
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
+from russet.weights import POSITIONS
 
 #: One sequence's part of a batch: its cache, its next tokens, the length of its whole text where that is known already
 #: (else 0), and whether it wants the logits of all its tokens.
 Part = tuple[_core.KvCache, list[int], int, bool]
+
+#: A weight as the core takes it: floats and their type, or affine groups as the CPU or a GPU reads them.
+InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix | _core.AffineMatrix
 
 
 class CoreBackend(ABC):
@@ -65,6 +69,12 @@ class CoreSession:
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()
+
+
+def weight_bytes(in_core: Mapping[str, InCore]) -> int:
+    """Bytes of weights that computing one more token reads: all, but of a table only one row."""
+    tables = {POSITIONS, "embed.w"} if "head.w" in in_core else {POSITIONS}
+    return sum(w[0].nbytes if isinstance(w, tuple) else w.n_bytes for role, w in in_core.items() if role not in tables)
 
 
 def core_config(config: Config) -> _core.Config:

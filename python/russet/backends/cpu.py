@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from russet import _core, crossover
-from russet.backends.core import CoreBackend, CoreSession, Part, core_config
+from russet.backends.core import CoreBackend, CoreSession, Part, core_config, weight_bytes
 from russet.config import Config
 from russet.errors import UsageError
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
-from russet.weights import POSITIONS, ToQuantize, Weight, Weights
+from russet.weights import ToQuantize, Weight, Weights
 
 
 class CpuBackend(CoreBackend):
@@ -46,8 +46,7 @@ class CpuBackend(CoreBackend):
             (w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self._cpu.n_prefill_threads
         )
         self._model = _core.Model(core, in_core)
-        tables = {POSITIONS, "embed.w"} if "head.w" in weights else {POSITIONS}  # one row a token
-        self.weight_bytes = sum(_n_bytes(weight) for role, weight in in_core.items() if role not in tables)
+        self.weight_bytes = weight_bytes(in_core)
 
     @property
     def n_threads(self) -> int:
@@ -103,7 +102,3 @@ def _most_packed_bytes(weight: Weight) -> int:
     else:
         return 0
     return _core.packed_bytes(weight.n_rows, weight.n_cols, bits, group_size, dtype, symmetric=False)
-
-
-def _n_bytes(weight: _InCore) -> int:
-    return weight.n_bytes if isinstance(weight, _core.PackedMatrix) else weight[0].nbytes

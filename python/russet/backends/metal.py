@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from russet import _core, metal_source
-from russet.backends.core import CoreBackend, CoreSession, Part, core_config
+from russet.backends.core import CoreBackend, CoreSession, Part, core_config, weight_bytes
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.config import Config
-from russet.errors import BackendError, NumericalError
+from russet.errors import BackendError, NumericalError, UsageError
 from russet.memory import gb
 from russet.quantization import QuantizedTensor
 from russet.safetensors import mapping_of, release_pages
-from russet.weights import POSITIONS, ToQuantize, Weight, Weights
+from russet.weights import ToQuantize, Weight, Weights
 
 _CODES_ALIGNMENT = 8  # bytes; the shaders read codes by so many
 
@@ -30,14 +30,17 @@ _Array = np.ndarray[Any, Any]
 def open_device(*, simulated: bool = False) -> _core.MetalDevice:
     """The GPU of this Mac, or the simulator, with russet's kernels compiled.
 
-    Raises BackendError: no Metal, or no compiler for the simulator.
+    Raises BackendError: no Metal, or no compiler for the simulator; UsageError on a bad RUSSET_SIM_SCHEDULE.
     """
     if not simulated:
         return _core.MetalDevice.apple([metal_source.inlined(path) for path in metal_source.shaders()])
     from russet import metal_sim
 
+    said = os.environ.get("RUSSET_SIM_SCHEDULE", "0")
+    schedule = int(said) if said.isdecimal() else -1
+    if not 0 <= schedule < 2**32:
+        raise UsageError(f"RUSSET_SIM_SCHEDULE: expected 0, 1 or a seed below 2^32, got {said!r}")
     libraries = [metal_sim.compile_file(path) for path in metal_source.shaders()]
-    schedule = int(os.environ.get("RUSSET_SIM_SCHEDULE", "0"))
     return _core.MetalDevice.simulated([os.fspath(library.path) for library in libraries], schedule)
 
 
@@ -57,7 +60,7 @@ class MetalBackend(CoreBackend):
         self.dtype = chosen_dtype(dtype, weights)
         memory = _DeviceMemory(weights.values())
         in_core = {role: memory.shown(weight) for role, weight in weights.items()}
-        self.weight_bytes = memory.weight_bytes(in_core, tied="head.w" not in weights)
+        self.weight_bytes = weight_bytes(in_core)
         self._model = _core.Model(core_config(config), in_core)
         self._metal = _core.Metal(device, self._model, self.dtype, memory.pages(device))
 
@@ -133,16 +136,6 @@ class _DeviceMemory:
             ends = sorted({(a.ctypes.data - address, a.ctypes.data - address + a.nbytes) for a in of_map[address]})
             runs += [whole[begin:end] for begin, end in _runs(ends, most)]
         return runs
-
-    @staticmethod
-    def weight_bytes(in_core: dict[str, _InCore], *, tied: bool) -> int:
-        """Bytes of weights that computing one more token reads: of a table only one row."""
-        tables = {POSITIONS} if tied else {POSITIONS, "embed.w"}
-        return sum(
-            weight.n_bytes if isinstance(weight, _core.AffineMatrix) else weight[0].nbytes
-            for role, weight in in_core.items()
-            if role not in tables
-        )
 
 
 def _runs(pieces: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
