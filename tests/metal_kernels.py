@@ -132,3 +132,8 @@ def integer_matrix(rng, n_rows: int, n_cols: int, stored_as: str, group_size: in
     scales = rng.choice([-1.0, 1.0, 0.5], low.shape)
     biases = -scales * (low - low % 2 + 8)
     return _of_affine(Affine(q, stored(scales, dtype)[0], stored(biases, dtype)[0], dtype, int(bits), group_size))
+
+
+def columns(size: tuple[int, int, int, int], stored_as: str, group_size: int) -> int:
+    """Of a matrix in a sweep's (rows, tokens, columns of floats, groups of affine)."""
+    return size[2] if stored_as in DTYPES else size[3] * group_size

@@ -12,6 +12,7 @@ from metal_kernels import (
     SCHEDULES,
     STORED_AS,
     check_close,
+    columns,
     empty,
     integer_matrix,
     random_matrix,
@@ -39,10 +40,6 @@ SIZES = [
     (130, 65, 65, 3),
 ]
 GROUP_SIZES = (32, 64, 128)
-
-
-def columns(size, stored_as, group_size):
-    return size[2] if stored_as in DTYPES else size[3] * group_size
 
 
 def call(kernel, t, w, n, matrices, y, linear_biases=(None, None), schedule=0, **fields):

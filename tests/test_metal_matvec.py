@@ -11,6 +11,7 @@ from metal_kernels import (
     SCHEDULES,
     STORED_AS,
     check_close,
+    columns,
     empty,
     integer_matrix,
     random_matrix,
@@ -42,10 +43,6 @@ SIZES = [
     (6, 1, 1023, 33),
 ]
 GROUP_SIZES = (32, 64, 128)
-
-
-def columns(size, stored_as, group_size):
-    return size[2] if stored_as in DTYPES else size[3] * group_size
 
 
 def groups(n_rows, n_tokens, n_matrices=1):

@@ -20,6 +20,7 @@ from russet.errors import NotEnoughMemory, NumericalError
 from russet.generation import Conversation
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
+from session_promises import check_chunks_ragged_batches_and_rewinding
 from tiny_models import CASES, bound, expected_logits, greedy, load, longrope, make, make_case, prompt_of
 
 if importlib.util.find_spec("mlx") is None:
@@ -234,21 +235,7 @@ def mlx() -> russet.Model:
 
 
 def test_chunks_ragged_batches_and_rewinding(mlx, demo):
-    ids = demo.tokenizer.encode("It is a truth universally acknowledged, that a single man")
-    whole = demo.session().forward(ids, all_logits=True)
-    session = mlx.session()
-    parts = [session.forward(chunk, all_logits=True) for chunk in (ids[:1], ids[1:10], ids[10:])]
-    assert difference(np.concatenate(parts), whole) < SAME
-    assert session.cache_bytes() == len(ids) * mlx.config.cache_bytes_per_token
-
-    session.rewind(3)
-    assert session.n_tokens == 3
-    assert difference(session.forward(ids[3:]), whole[-1]) < SAME
-
-    a, b = mlx.session(), mlx.session()
-    b.forward(ids[:4])
-    logits = mlx.backend.forward([(a, ids[:12]), (b, ids[4:5])])
-    assert difference(logits, whole[[11, 4]]) < SAME
+    check_chunks_ragged_batches_and_rewinding(mlx, demo, SAME)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from quantisable_models import dequantized, make_quantisable
 from russet import UsageError
 from russet.backends.cpu import CpuBackend
 from russet.errors import BackendError
+from session_promises import check_chunks_ragged_batches_and_rewinding
 from tiny_models import bound, greedy, load, make_case, prompt_of
 
 if importlib.util.find_spec("mlx") is None:
@@ -102,23 +103,7 @@ def split() -> russet.Model:
 
 
 def test_chunks_ragged_batches_and_rewinding(split, demo):
-    ids = demo.tokenizer.encode("It is a truth universally acknowledged, that a single man")
-    whole = demo.session().forward(ids, all_logits=True)
-    session = split.session()
-    parts = [session.forward(chunk, all_logits=True) for chunk in (ids[:1], ids[1:10], ids[10:])]
-    assert difference(np.concatenate(parts), whole) < SAME
-    assert session.cache_bytes() == len(ids) * split.config.cache_bytes_per_token
-
-    session.rewind(3)
-    assert session.n_tokens == 3
-    assert difference(session.forward(ids[3:]), whole[-1]) < SAME
-    session.rewind(5)
-    assert session.append_greedy(ids[5]) == whole[5].argmax()
-
-    a, b = split.session(), split.session()
-    b.forward(ids[:4])
-    logits = split.backend.forward([(a, ids[:12]), (b, ids[4:5])])
-    assert difference(logits, whole[[11, 4]]) < SAME
+    check_chunks_ragged_batches_and_rewinding(split, demo, SAME)
 
 
 def test_a_prompt_of_several_chunks(split, demo, monkeypatch):
