@@ -67,11 +67,13 @@ for name, weight in weights.items():
     exact = (weight.dequantized() if quantized else w).astype(np.float64)
     n_bytes = weight.codes.nbytes + weight.scales.nbytes + weight.biases.nbytes if quantized else w.nbytes
     metal = MetalProduct(device, weight)
+    inputs = [rng.standard_normal((n_tokens, n_cols), np.float32) for n_tokens in token_counts]
+    expected = [x.astype(np.float64) @ exact.T for x in inputs]
+    time.sleep(0.3)  # numpy's threads spin for a while when they are done, and would be measured too
     for place, run in (("CPU", cpu_product(weight)), ("Metal", metal.run)):
-        for n_tokens in token_counts:
-            x = rng.standard_normal((n_tokens, n_cols), np.float32)
+        for n_tokens, x, right in zip(token_counts, inputs, expected, strict=True):
             y, _ = run(x)
-            error = np.abs(y - x.astype(np.float64) @ exact.T).max() / np.abs(y).max()
+            error = np.abs(y - right).max() / np.abs(y).max()
             assert error < (0.02 if place == "CPU" and quantized else 1e-5), (name, place, n_tokens, error)
             figures = "      - |    -"
             if place == "CPU" or not simulated:
