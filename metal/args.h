@@ -98,16 +98,17 @@ struct MatmulArgs {
 // the cache, then of v. Angles pair element i with i + rotary_dim / 2, and leave elements from rotary_dim on.
 // buffers: q T [n_tokens, n_heads, head_dim], k T [n_tokens, n_kv_heads, head_dim], v T likewise,
 //          q_norm float [head_dim], k_norm float [head_dim] (rms over each head),
-//          cos float [n_tokens, rotary_dim / 2], sin likewise, cache T
+//          cos float [n_tokens, rotary_dim / 2], sin likewise, cache T, table uint32
 // groups: (n_heads + 2 * n_kv_heads, n_tokens); threads: kSimd
 //
-// The cache, as in csrc/kv_cache/kv_cache.h: position p of head h lies, in elements from `cache`, at
-//   k: (p / kCacheBlock) * block_stride + (layer_offset + h * kCacheBlock + p % kCacheBlock) * head_dim
-//   v: the same + n_kv_heads * kCacheBlock * head_dim
+// The cache, as in csrc/kv_cache: position p of head h lies, in elements from `cache`, at
+//   k: table[(first_table + h) * table_size + p / kCacheBlock] * 2 * kCacheBlock * head_dim
+//      + p % kCacheBlock * head_dim
+//   v: the same + kCacheBlock * head_dim
 enum : uint32_t { kCacheBlock = 64, kMaxHeadDim = 256 };
 struct Cache {
-  uint32_t block_stride;  // elements
-  uint32_t layer_offset;  // rows of head_dim elements before this layer's keys in each block
+  uint32_t first_table;  // of this layer's heads
+  uint32_t table_size;   // blocks in the table of a head
   uint32_t n_kv_heads, head_dim;
 };
 struct RopeStoreArgs {
@@ -125,13 +126,13 @@ struct RopeStoreArgs {
 //   share a key-value head, and one part of the keys; its SIMD-groups take keys in turn. With one part it
 //   writes out; with more it writes, for each, the sum of exp(score - max) v, the max, and the sum of exp.
 //   buffers: q T [n_tokens, n_heads, head_dim], cache T, out T [n_tokens, n_heads, head_dim],
-//            partial float [n_tokens, n_heads, n_parts, head_dim + 2]
+//            partial float [n_tokens, n_heads, n_parts, head_dim + 2], table uint32
 //   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
 //   threads: (kSimd, kDecodeSimds)
 // attention_merge_T: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd; n_parts <= kMaxParts
 // attention_prefill_T_D: blocks of queries against blocks of keys with an online softmax (Milakov and
 //   Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135); no matrix of scores in memory
-//   buffers: q, cache, out
+//   buffers: q, cache, out, table
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)
 // D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for. head_dim: any number up to
 // 32, above that a multiple of 8. q, cache and out: aligned to 4 of their numbers.

@@ -57,6 +57,7 @@ template <typename T, uint D>
     device const T* cache         [[buffer(2)]],
     device T* out                 [[buffer(3)]],
     device float* partial         [[buffer(4)]],
+    device const uint* table      [[buffer(5)]],
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
   constexpr uint n = D / kSimd;  // numbers of a head in a lane
@@ -90,7 +91,8 @@ template <typename T, uint D>
   device const T* values = cache + value_offset(args.cache);
   for (uint key = first_seen + part * n_of_part + simd * kKeys; key < end; key += kDecodeSimds * kKeys) {
     ulong offsets[kKeys];  // keys past the end: the last one again, which is not counted
-    for (uint j = 0; j < kKeys; ++j) offsets[j] = key_offset(args.cache, kv_head, min(key + j, end - 1)) + at;
+    for (uint j = 0; j < kKeys; ++j)
+      offsets[j] = key_offset(args.cache, table, kv_head, min(key + j, end - 1)) + at;
 
     float scores[kDecodeHeads][kKeys];
 #pragma unroll
@@ -230,7 +232,8 @@ inline float row_sum(float value) {
 
 // The queries from `first` on, in n_blocks of 8.
 template <uint n_blocks, uint D, typename T>
-void attend(constant AttentionArgs& args, device const T* q, device const T* cache, device T* out, uint head,
+void attend(constant AttentionArgs& args, device const T* q, device const T* cache, device T* out,
+            device const uint* table, uint head,
             uint first, uint lane) {
   constexpr uint run = D == 32 ? 1 : 4, n_runs = D / 8 / run, n_keys = kTile / 8;
   const uint row = lane / 16 * 4 + lane / 2 % 4, col = lane / 8 % 2 * 4 + lane % 2 * 2;
@@ -256,7 +259,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
 
   const uint end = args.pos + last + 1;
   for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
-    device const T* k = cache + key_offset(args.cache, kv_head, key);
+    device const T* k = cache + key_offset(args.cache, table, kv_head, key);
     device const T* v = k + value_offset(args.cache);
     const uint last_row = end - 1 - key;
 
@@ -357,13 +360,14 @@ template <typename T, uint D>
     device const T* q             [[buffer(1)]],
     device const T* cache         [[buffer(2)]],
     device T* out                 [[buffer(3)]],
+    device const uint* table      [[buffer(4)]],
     uint2 group [[threadgroup_position_in_grid]], uint2 n_groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]]) {
   // The last queries see the most keys and begin first, so that no core is left alone with them.
   const uint first = (n_groups.x - 1 - group.x) * kPrefillQueries + simd * 16;
   constexpr uint n_blocks = D <= 128 ? 2 : 1;
   for (uint b = 0; b < 2; b += n_blocks)
-    attend<n_blocks, D>(args, q, cache, out, group.y, first + 8 * b, lane);
+    attend<n_blocks, D>(args, q, cache, out, table, group.y, first + 8 * b, lane);
 }
 
 template [[host_name("attention_decode_f32_32")]]   [[kernel]] decltype(attention_decode<float, 32>)   attention_decode<float, 32>;

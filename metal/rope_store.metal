@@ -51,6 +51,7 @@ template <typename T>
     device const float* cos       [[buffer(6)]],
     device const float* sin       [[buffer(7)]],
     device T* cache               [[buffer(8)]],
+    device const uint* table      [[buffer(9)]],
     uint2 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
   const uint head_dim = args.cache.head_dim, n_kv_heads = args.cache.n_kv_heads;
   const uint token = group.y;
@@ -65,7 +66,7 @@ template <typename T>
   const bool is_key = group.x < args.n_heads + n_kv_heads;
   const uint kv_head = (group.x - args.n_heads) % n_kv_heads;
   const ulong from = (ulong(token) * n_kv_heads + kv_head) * head_dim;
-  device T* to = cache + key_offset(args.cache, kv_head, args.pos + token);
+  device T* to = cache + key_offset(args.cache, table, kv_head, args.pos + token);
   if (is_key) {
     norm_rope<T>(k + from, to, args.has_k_norm, k_norm, args.eps, cos, sin, args.rotary_dim, head_dim, lane);
   } else {

@@ -188,7 +188,7 @@ def test_a_cache_belongs_to_its_model():
         cpu.forward([(other.session(N_CTX), [1])])
     core = _core.Cpu(core_config(large), 1)
     model = _core.Model(core_config(small), random_weights(small))
-    cache = _core.KvCache(model, N_CTX)
+    cache = _core.KvCache(cpu.pool, model, N_CTX)
     with pytest.raises(UsageError, match="not the one this backend was made for"):
         core.forward(model, [(cache, [1], 0, False)])
 

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/view.h"
+#include "kv_cache/kv_format.h"
 #include "weights/arena.h"
 #include "weights/weights.h"
 
@@ -20,6 +21,12 @@ inline DType dtype_of(const std::string& name) {
   if (name == "f16") return DType::f16;
   if (name == "bf16") return DType::bf16;
   fail(ErrorKind::weights, "dtype: expected f32, f16 or bf16, got '", name, "'");
+}
+
+inline KvType kv_type_of(const std::string& name) {
+  if (name == "int8") return KvType::int8;
+  if (name == "int4") return KvType::int4;
+  return kv_type(dtype_of(name));
 }
 
 // (array [n_rows, n_cols], dtype name) -> view; the array itself must be C-contiguous, its address need not

@@ -32,6 +32,7 @@ namespace py = pybind11;
 using namespace russet;
 
 void bind_kernels(py::module_& m);
+void bind_kv_cache(py::module_& m);
 void bind_metal(py::module_& m);
 
 namespace {
@@ -247,7 +248,8 @@ struct Cpu {
   Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
-    return forward_parts(model, parts, x, ops, DType::f32, lock);
+    const auto is_own = [](const KvCache& cache) { return cache.pool().format().keys_by_columns; };
+    return forward_parts(model, parts, x, ops, is_own, lock);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -439,13 +441,7 @@ PYBIND11_MODULE(_core, m) {
         return y;
       });
 
-  py::class_<KvCache>(m, "KvCache")
-      .def(py::init([](const Model& model, int n_ctx) { return KvCache(model.config, n_ctx); }),
-           py::arg("model"), py::arg("n_ctx"))
-      .def_property_readonly("n_ctx", &KvCache::n_ctx)
-      .def_property_readonly("n_tokens", &KvCache::n_tokens)
-      .def("truncate", &KvCache::truncate, py::arg("n_tokens"))
-      .def("bytes", &KvCache::bytes);
+  bind_kv_cache(m);
 
   py::class_<Cpu>(m, "Cpu")
       .def(py::init<const Config&, int, int>(), py::arg("config"), py::arg("n_threads"),

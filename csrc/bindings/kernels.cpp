@@ -3,11 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <set>
+#include <vector>
+
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
+#include "kernels/kv_store/kv_load.h"
+#include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
 #include "kernels/norm/norm.h"
@@ -52,6 +58,7 @@ py::dict variants() {
   tables["fit"] = describe("fit", fit_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
+  tables["kv_store"] = describe("kv_store", kv_store_variants());
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
   tables["gate"] = describe("gate", gate_variants());
@@ -170,32 +177,64 @@ Array<float> run_widen(const std::string& variant, const py::tuple& x) {
 }
 
 // q [n_queries, head_dim], k and v [n_keys, head_dim], pos [n_queries]
-Array<float> run_attention(const std::string& variant, const Array<float>& q, const Array<float>& k,
-                           const Array<float>& v, const std::vector<int>& pos, float scale, int window,
-                           float softcap) {
-  check(q.ndim() == 2 && k.ndim() == 2 && v.ndim() == 2 && q.shape(0) >= 1 && q.shape(0) <= kAttentionRows &&
-            size_t(q.shape(0)) == pos.size() && k.shape(0) == v.shape(0) && k.shape(1) == q.shape(1) &&
-            v.shape(1) == q.shape(1) && q.shape(1) <= kMaxHeadDim,
-        ErrorKind::usage, "attention: shapes disagree");
-  Array<float> out({q.shape(0), q.shape(1)});
-  AttentionArgs a{};
-  a.n_queries = int(q.shape(0));
-  a.head_dim = int(q.shape(1));
-  for (int i = 0; i < a.n_queries; ++i) {
-    check(pos[size_t(i)] >= 0 && pos[size_t(i)] < k.shape(0), ErrorKind::usage,
-          "attention: pos is out of range");
-    a.q[i] = q.data() + i * a.head_dim;
-    a.out[i] = out.mutable_data() + i * a.head_dim;
-    a.pos[i] = pos[size_t(i)];
+// Blocks with the tokens' keys and values, and the table that names them; `absent` are in no block.
+struct Blocks {
+  Blocks(const KvFormat& format, const Array<float>& k, const Array<float>& v, const std::set<int>& absent,
+         KvStoreFn* store)
+      : memory((blocks_for(k) + 1) * format.block_bytes()), table(blocks_for(k)) {
+    const int n = int(k.shape(0));
+    for (int at = 0; at < n; at += kBlockTokens) {
+      const size_t block = size_t(at) / kBlockTokens, row = size_t(at) * size_t(format.head_dim);
+      table[block] = absent.contains(int(block)) ? kNoBlock : BlockId(block + 1);
+      store({k.data() + row, v.data() + row, size_t(format.head_dim), std::min<int>(kBlockTokens, n - at), 0,
+             memory.bytes() + (block + 1) * format.block_bytes(), format});
+    }
   }
-  a.k = k.data();
-  a.v = v.data();
-  a.block_stride = size_t(kAttentionKeys) * size_t(a.head_dim);
-  a.window = window;
-  a.scale = scale;
-  a.softcap = softcap;
-  find(attention_variants(), variant)(a);
+  static size_t blocks_for(const Array<float>& k) {
+    return (size_t(k.shape(0)) + kBlockTokens - 1) / kBlockTokens;
+  }
+  Buffer memory;
+  std::vector<BlockId> table;
+};
+
+void check_kv(const Array<float>& k, const Array<float>& v) {
+  check(k.ndim() == 2 && v.ndim() == 2 && k.shape(0) == v.shape(0) && k.shape(1) == v.shape(1) &&
+            k.shape(0) >= 1 && k.shape(1) >= 1 && k.shape(1) <= kMaxHeadDim,
+        ErrorKind::usage, "expected k and v [n_keys, head_dim]");
+}
+
+// q [n_tokens, n_heads, head_dim], the last token seeing all of k and v [n_keys, head_dim] -> out like q
+Array<float> run_attention(const std::string& variant, const Array<float>& q, const Array<float>& k,
+                           const Array<float>& v, float scale, int window, int n_sinks, float softcap,
+                           const std::string& keys, const std::string& values, const std::set<int>& absent) {
+  check_kv(k, v);
+  check(q.ndim() == 3 && q.shape(2) == k.shape(1) && q.shape(0) >= 1 && q.shape(1) >= 1 &&
+            q.shape(0) * q.shape(1) <= kAttentionRows && q.shape(0) <= k.shape(0),
+        ErrorKind::usage, "attention: expected q [n_tokens, n_heads, head_dim], at most ",
+        int(kAttentionRows), " rows");
+  const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
+  const Blocks blocks(format, k, v, absent, kv_store);
+  Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
+  find(attention_variants(),
+       variant)({q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
+                 int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
+                 format, window, n_sinks, scale, softcap});
   return out;
+}
+
+// k and v [n_keys, head_dim] -> the same as a block gives them back
+py::tuple run_kv_store(const std::string& variant, const Array<float>& k, const Array<float>& v,
+                       const std::string& keys, const std::string& values, bool keys_by_columns) {
+  check_kv(k, v);
+  const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), keys_by_columns};
+  const Blocks blocks(format, k, v, {}, find(kv_store_variants(), variant));
+  Array<float> k_out({k.shape(0), k.shape(1)}), v_out({k.shape(0), k.shape(1)});
+  for (int j = 0; j < int(k.shape(0)); ++j) {
+    const char* block = blocks.memory.bytes() + size_t(j / kBlockTokens + 1) * format.block_bytes();
+    load_key(format, block, j % kBlockTokens, k_out.mutable_data(j));
+    load_value(format, block, j % kBlockTokens, v_out.mutable_data(j));
+  }
+  return py::make_tuple(k_out, v_out);
 }
 
 }  // namespace
@@ -217,5 +256,9 @@ void bind_kernels(py::module_& m) {
               py::arg("up") = py::none());
   kernels.def("widen", &run_widen, py::arg("variant"), py::arg("x"));
   kernels.def("attention", &run_attention, py::arg("variant"), py::arg("q"), py::arg("k"), py::arg("v"),
-              py::arg("pos"), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("softcap") = 0.0f);
+              py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
+              py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("values") = "f32",
+              py::arg("absent") = std::set<int>{});
+  kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"), py::kw_only(),
+              py::arg("keys") = "f32", py::arg("values") = "f32", py::arg("keys_by_columns") = true);
 }

@@ -52,19 +52,24 @@ struct MetalCache;
 
 // A model's weights shown to a device, and the operations over them. Calls from several threads take turns.
 struct Metal {
-  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie.
+  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie. cache_bytes:
+  // of all caches together.
   Metal(std::shared_ptr<metal::Device> d, std::shared_ptr<Model> m, const std::string& dtype,
-        const std::vector<py::array>& memory)
+        const std::vector<py::array>& memory, size_t cache_bytes)
       : device(std::move(d)), model(std::move(m)), owners(memory) {
     for (const py::array& pages : memory)
       mappings.emplace_back(*device, pages.data(), size_t(pages.nbytes()));
     const DType type = dtype_of(dtype);
     const py::gil_scoped_release release;
     ops = std::make_unique<metal::MetalOps>(model->config, model->weights, type, *device);
+    const KvType in_cache = kv_type(type);
+    pool =
+        std::make_shared<BlockPool>(KvFormat{in_cache, in_cache, model->config.head_dim, false}, cache_bytes);
   }
 
   Array<float> forward(const std::vector<Part>& parts, const X& x) {
-    return forward_parts(*model, parts, x, *ops, ops->dtype(), lock);
+    return forward_parts(
+        *model, parts, x, *ops, [this](const KvCache& cache) { return &cache.pool() == pool.get(); }, lock);
   }
 
   int32_t append_greedy(MetalCache& cache, int32_t token, int rope_length);
@@ -74,14 +79,15 @@ struct Metal {
   std::vector<py::array> owners;
   std::vector<metal::Mapping> mappings;
   std::unique_ptr<metal::MetalOps> ops;
+  std::shared_ptr<BlockPool> pool;
   std::mutex lock;
 };
 
 // The cache of one sequence, hidden from the device before it goes.
 struct MetalCache : KvCache {
   MetalCache(std::shared_ptr<Metal> m, int n_ctx)
-      : KvCache(m->model->config, n_ctx, m->ops->dtype()), metal(std::move(m)) {}
-  MetalCache(const MetalCache&) = delete;
+      : KvCache(m->pool, m->model->config, n_ctx), metal(std::move(m)) {}
+  MetalCache(const MetalCache& origin, int n_tokens) : KvCache(origin, n_tokens), metal(origin.metal) {}
   ~MetalCache() {
     const std::lock_guard<std::mutex> turn(metal->lock);
     metal->ops->forget(*this);
@@ -170,14 +176,19 @@ void bind_metal(py::module_& m) {
 
   py::class_<Metal, std::shared_ptr<Metal>>(m, "Metal")
       .def(py::init<std::shared_ptr<metal::Device>, std::shared_ptr<Model>, const std::string&,
-                    const std::vector<py::array>&>(),
-           py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"))
+                    const std::vector<py::array>&, size_t>(),
+           py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"), py::arg("cache_bytes"))
+      .def_property_readonly("pool", [](const Metal& metal) { return metal.pool; })
       .def("forward", &Metal::forward, py::arg("parts"), py::arg("x") = py::none())
       .def("append_greedy", &Metal::append_greedy, py::arg("cache"), py::arg("token"),
            py::arg("rope_length") = 0);
 
   py::class_<MetalCache, KvCache>(m, "MetalCache")
-      .def(py::init<std::shared_ptr<Metal>, int>(), py::arg("metal"), py::arg("n_ctx"));
+      .def(py::init<std::shared_ptr<Metal>, int>(), py::arg("metal"), py::arg("n_ctx"))
+      .def(
+          "fork",
+          [](const MetalCache& cache, int n_tokens) { return std::make_unique<MetalCache>(cache, n_tokens); },
+          py::arg("n_tokens"));
 
   py::class_<MetalProduct>(m, "MetalProduct")
       .def(py::init<std::shared_ptr<metal::Device>, const py::object&, const std::string&,

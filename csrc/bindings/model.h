@@ -1,6 +1,7 @@
 // A model on the core's side, and one pass over it: what the bindings of every device share.
 #pragma once
 #include <algorithm>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -27,16 +28,17 @@ using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
 // [n_tokens, dim] that a pass begins with where layers before the model's own were computed elsewhere.
 using X = std::optional<Array<float>>;
 
-// Logits [n_rows, vocab_size]. Calls from several threads take turns at the lock.
+// Logits [n_rows, vocab_size]. Calls from several threads take turns at the lock. is_own(cache): whether the
+// device reads it.
 inline Array<float> forward_parts(const Model& model, const std::vector<Part>& parts, const X& x, Ops& ops,
-                                  DType cache_dtype, std::mutex& lock) {
+                                  const std::function<bool(const KvCache&)>& is_own, std::mutex& lock) {
   check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
   std::vector<int32_t> tokens;
   std::vector<int> logit_rows;
   std::set<const KvCache*> caches;
   for (const auto& [cache, ids, rope_length, all_logits] : parts) {
     check(!ids.empty(), ErrorKind::usage, "forward: a sequence has no tokens");
-    check(cache && cache->fits(model.config, cache_dtype), ErrorKind::usage,
+    check(cache && cache->fits(model.config) && is_own(*cache), ErrorKind::usage,
           "forward: a cache was made for another model");
     check(caches.insert(cache).second, ErrorKind::usage, "forward: one cache appears twice in a batch");
     const int begin = int(tokens.size()), n = int(ids.size());

@@ -25,6 +25,14 @@ Buffer::Buffer(size_t n_bytes) {
   n_bytes_ = n_bytes;
 }
 
+void Buffer::forget(size_t n_bytes) const {
+#if defined(__APPLE__)
+  madvise(data_, n_bytes, MADV_FREE);
+#else
+  madvise(data_, n_bytes, MADV_DONTNEED);
+#endif
+}
+
 Buffer::~Buffer() {
   if (data_) munmap(data_, n_bytes_);
 }

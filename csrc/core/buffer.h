@@ -24,6 +24,9 @@ class Buffer {
   char* bytes() const { return static_cast<char*>(data_); }
   size_t size() const { return n_bytes_; }
 
+  // The first n_bytes are no longer needed: the system may take their pages, and give zero or old ones later.
+  void forget(size_t n_bytes) const;
+
   // Makes room for n_bytes; the contents are lost when it has to grow.
   void reserve(size_t n_bytes) {
     if (n_bytes > n_bytes_) *this = Buffer(n_bytes);

@@ -1,35 +1,131 @@
 #include "kv_cache/kv_cache.h"
 
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
 #include "core/check.h"
 
 namespace russet {
 
-KvCache::KvCache(const Config& c, int n_ctx, DType dtype)
-    : n_layers_(size_t(c.n_layers)),
-      n_heads_(size_t(c.n_kv_heads)),
-      head_dim_(size_t(c.head_dim)),
-      dtype_(dtype),
-      n_ctx_(n_ctx) {
-  check(n_ctx >= 1, ErrorKind::usage, "n_ctx: expected at least 1, got ", n_ctx);
-  const size_t n_blocks = (size_t(n_ctx) + kAttentionKeys - 1) / kAttentionKeys;
-  buffer_ = Buffer(n_blocks * block_bytes());
+static size_t blocks_for(int n_tokens) {
+  return (size_t(n_tokens) + kBlockTokens - 1) / kBlockTokens;
 }
 
-void KvCache::check_room(int n_tokens) const {
+KvCache::KvCache(std::shared_ptr<BlockPool> pool, const Config& c, int n_ctx)
+    : pool_(std::move(pool)),
+      windows_(c.layer_window),
+      begin_(windows_.size(), 0),
+      n_heads_(size_t(c.n_kv_heads)),
+      table_size_(blocks_for(std::max(n_ctx, 1))),
+      n_ctx_(n_ctx),
+      tables_(n_tables() * table_size_ * sizeof(BlockId)) {
+  check(n_ctx >= 1, ErrorKind::usage, "n_ctx: expected at least 1, got ", n_ctx);
+}
+
+KvCache::KvCache(const KvCache& origin, int n_tokens)
+    : pool_(origin.pool_),
+      windows_(origin.windows_),
+      begin_(origin.begin_),
+      n_heads_(origin.n_heads_),
+      table_size_(origin.table_size_),
+      end_(blocks_for(n_tokens)),
+      n_ctx_(origin.n_ctx_),
+      n_tokens_(n_tokens),
+      tables_(n_tables() * table_size_ * sizeof(BlockId)) {
+  check(origin.can_truncate(n_tokens), ErrorKind::usage, "fork: cannot take the first ", n_tokens, " of ",
+        origin.n_tokens_, " tokens");
+  for (size_t t = 0; t < n_tables(); ++t) {
+    const BlockId* from = const_cast<KvCache&>(origin).table_of(t);
+    std::copy_n(from, end_, table_of(t));
+    pool_->share({from, end_});
+    n_held_ += end_ - size_t(std::count(from, from + end_, kNoBlock));
+  }
+}
+
+KvCache::~KvCache() {
+  for (size_t t = 0; t < n_tables(); ++t) release(table_of(t), table_of(t) + end_);
+}
+
+bool KvCache::fits(const Config& c) const {
+  return windows_ == c.layer_window && n_heads_ == size_t(c.n_kv_heads) &&
+         pool_->format().head_dim == c.head_dim;
+}
+
+void KvCache::release(BlockId* begin, BlockId* end) {
+  pool_->release({begin, end});
+  n_held_ -= size_t(end - begin - std::count(begin, end, kNoBlock));
+  std::fill(begin, end, kNoBlock);
+}
+
+void KvCache::reserve(int n_tokens) {
   check(n_tokens <= n_ctx_ - n_tokens_, ErrorKind::context_full, n_tokens_, " tokens in the context and ",
         n_tokens, " more make ", n_tokens_ + n_tokens, ", n_ctx is ", n_ctx_,
         "; shorten the prompt, or load with a larger n_ctx");
+  const size_t begin = size_t(n_tokens_) / kBlockTokens, end = blocks_for(n_tokens_ + n_tokens);
+  std::vector<BlockId*> wanted;
+  for (size_t t = 0; t < n_tables(); ++t)
+    for (BlockId* block = table_of(t) + begin; block != table_of(t) + end; ++block)
+      if (*block == kNoBlock || pool_->is_shared(*block)) wanted.push_back(block);
+  if (wanted.empty()) return;
+  std::vector<BlockId> taken(wanted.size());
+  pool_->take(taken);
+  end_ = std::max(end_, end);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const BlockId old = std::exchange(*wanted[i], taken[i]);
+    if (old == kNoBlock) {
+      ++n_held_;
+      continue;
+    }
+    std::memcpy(pool_->at(taken[i]), pool_->at(old), pool_->block_bytes());
+    pool_->release({&old, 1});
+  }
 }
 
 void KvCache::append(int n_tokens) {
-  check_room(n_tokens);
   n_tokens_ += n_tokens;
+  for (size_t layer = 0; layer < windows_.size(); ++layer) {
+    const size_t first = first_block(layer, n_tokens_ - kRewindTokens);
+    if (first <= begin_[layer]) continue;
+    for (size_t t = layer * n_heads_; t < (layer + 1) * n_heads_; ++t)
+      release(table_of(t) + begin_[layer], table_of(t) + first);
+    begin_[layer] = first;
+  }
 }
 
 void KvCache::truncate(int n_tokens) {
   check(n_tokens >= 0 && n_tokens <= n_tokens_, ErrorKind::usage, "truncate: expected 0 to ", n_tokens_,
         " tokens, got ", n_tokens);
+  check(can_truncate(n_tokens), ErrorKind::usage, "truncate: a token at ", n_tokens,
+        " would see keys that a layer's window has given back; go to 0, and compute them again");
   n_tokens_ = n_tokens;
+  // The next token's block stays: a device may be writing ahead.
+  const size_t kept = n_tokens == 0 ? 0 : size_t(n_tokens) / kBlockTokens + 1;
+  if (kept < end_) {
+    for (size_t t = 0; t < n_tables(); ++t) release(table_of(t) + kept, table_of(t) + end_);
+    end_ = kept;
+  }
+  if (n_tokens == 0) std::fill(begin_.begin(), begin_.end(), 0);
+}
+
+bool KvCache::can_truncate(int n_tokens) const {
+  if (n_tokens < 0 || n_tokens > n_tokens_) return false;
+  for (size_t layer = 0; layer < windows_.size(); ++layer)
+    if (n_tokens > 0 && first_block(layer, n_tokens) < begin_[layer]) return false;
+  return true;
+}
+
+void KvCache::evict(int layer, int head, int block) {
+  check(layer >= 0 && size_t(layer) < windows_.size() && head >= 0 && size_t(head) < n_heads_ && block >= 0 &&
+            (block + 1) * kBlockTokens <= n_tokens_,
+        ErrorKind::usage, "evict: no full block ", block, " of head ", head, " in layer ", layer);
+  BlockId* const at = table_of(size_t(layer) * n_heads_ + size_t(head)) + block;
+  release(at, at + 1);
+}
+
+size_t KvCache::first_block(size_t layer, int n_tokens) const {
+  const int window = windows_[layer];
+  return window > 0 && n_tokens >= window ? size_t(n_tokens - window + 1) / kBlockTokens : 0;
 }
 
 }  // namespace russet

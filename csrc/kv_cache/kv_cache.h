@@ -1,60 +1,72 @@
-// KvCache: the keys and values of one sequence, all layers, in the type its device computes in.
+// KvCache: the keys and values of one sequence, in blocks of a pool.
 //
-// Blocks of kAttentionKeys positions follow each other; a block holds, layer by layer and head by head, the
-// keys of its positions, then their values. So attention reads a head's keys in long runs, and memory fills
-// from its beginning: it can have huge pages. The whole context is reserved at once and the system gives
-// pages as they are written, so nothing is copied or allocated while tokens come.
+// Every key-value head of every layer has a table of blocks: block i holds the positions from kBlockTokens *
+// i on, kNoBlock what is not kept. A fork shares blocks with its origin; who writes into a shared block
+// copies it first. Layers with a window give back the blocks that no token will see again.
 #pragma once
+#include <memory>
+#include <vector>
+
 #include "core/buffer.h"
-#include "core/view.h"
-#include "kernels/attention/attention.h"
+#include "kv_cache/block_pool.h"
 #include "model/config.h"
 
 namespace russet {
 
 class KvCache {
  public:
-  KvCache(const Config& config, int n_ctx, DType dtype = DType::f32);
+  KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx);
+  KvCache(const KvCache& origin, int n_tokens);  // a fork of its first n_tokens; throws Error{usage}
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+  ~KvCache();
 
-  // Keys and values of the first block, [kAttentionKeys, head_dim] of T, which is what dtype says; the next
-  // block's are block_elements() on.
-  template <typename T>
-  T* k(int layer, int head) const {
-    return static_cast<T*>(data()) + of_block_0(2 * size_t(layer), size_t(head));
+  // Blocks by index, [table_size()] each; head after head of layer after layer they lie one after the other.
+  const BlockId* table(int layer, int head) const {
+    return const_cast<KvCache*>(this)->table_of(size_t(layer) * n_heads_ + size_t(head));
   }
-  template <typename T>
-  T* v(int layer, int head) const {
-    return static_cast<T*>(data()) + of_block_0(2 * size_t(layer) + 1, size_t(head));
-  }
-  size_t block_elements() const { return 2 * n_layers_ * n_heads_ * head_elements(); }
-  size_t offset(int pos) const {  // of a position's row from the first block's k or v
-    return size_t(pos / kAttentionKeys) * block_elements() + size_t(pos % kAttentionKeys) * head_dim_;
-  }
-  bool fits(const Config& c, DType dtype) const {
-    return n_layers_ == size_t(c.n_layers) && n_heads_ == size_t(c.n_kv_heads) &&
-           head_dim_ == size_t(c.head_dim) && dtype_ == dtype;
+  size_t table_size() const { return table_size_; }
+  const Buffer& tables() const { return tables_; }
+  BlockPool& pool() const { return *pool_; }
+  // Where a position's block begins. The position must be reserved, or held.
+  char* block(int layer, int head, int pos) const {
+    return pool_->at(table(layer, head)[size_t(pos) / kBlockTokens]);
   }
 
-  void* data() const { return buffer_.bytes(); }
-  size_t reserved_bytes() const { return buffer_.size(); }
-  size_t block_bytes() const { return block_elements() * size_of(dtype_); }
+  bool fits(const Config& config) const;  // whether it has as many layers, heads, and of the same size
 
   int n_ctx() const { return n_ctx_; }        // tokens it can hold
   int n_tokens() const { return n_tokens_; }  // tokens it holds
-  void append(int n_tokens);                  // counts rows written; throws Error{context_full}
-  void check_room(int n_tokens) const;        // the same check, before they are written
-  void truncate(int n_tokens);                // forgets the tokens from n_tokens on; throws Error{usage}
-  size_t bytes() const { return size_t(n_tokens_) * n_layers_ * 2 * n_heads_ * head_dim_ * size_of(dtype_); }
+  // Makes room for n_tokens more, in blocks of its own. Throws Error{context_full}, Error{memory}.
+  void reserve(int n_tokens);
+  void append(int n_tokens);    // counts tokens that were reserved and written
+  void truncate(int n_tokens);  // forgets the tokens from n_tokens on; throws Error{usage}
+  // Whether what a token after the first n_tokens sees is still there: windows give blocks back.
+  bool can_truncate(int n_tokens) const;
+  // Gives back a whole block of one head, which no query will see any more.
+  void evict(int layer, int head, int block);
+
+  size_t bytes() const { return n_held_ * pool_->block_bytes(); }  // of the blocks it holds, shared or not
 
  private:
-  size_t head_elements() const { return kAttentionKeys * head_dim_; }
-  size_t of_block_0(size_t keys_or_values, size_t head) const {
-    return (keys_or_values * n_heads_ + head) * head_elements();
+  // Tokens behind which a window's blocks are kept, so that a few can be taken back.
+  static constexpr int kRewindTokens = kBlockTokens;
+
+  BlockId* table_of(size_t head_of_all) {
+    return static_cast<BlockId*>(static_cast<void*>(tables_.bytes())) + head_of_all * table_size_;
   }
-  size_t n_layers_, n_heads_, head_dim_;
-  DType dtype_;
+  size_t n_tables() const { return windows_.size() * n_heads_; }
+  size_t first_block(size_t layer, int n_tokens) const;  // that a token after n_tokens sees
+  void release(BlockId* begin, BlockId* end);
+
+  std::shared_ptr<BlockPool> pool_;
+  std::vector<int> windows_;   // [n_layers], 0: none
+  std::vector<size_t> begin_;  // [n_layers] first block that its window has not given back
+  size_t n_heads_, table_size_;
+  size_t end_ = 0;     // of the blocks that a table may name
+  size_t n_held_ = 0;  // blocks
   int n_ctx_, n_tokens_ = 0;
-  Buffer buffer_;
+  Buffer tables_;
 };
 
 }  // namespace russet

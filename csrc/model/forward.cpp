@@ -3,7 +3,6 @@
 #include <string>
 
 #include "core/check.h"
-#include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 #include "kv_cache/kv_cache.h"
 
@@ -16,7 +15,6 @@ static void check_batch(const Config& config, const Weights& weights, const Batc
     check(token >= 0 && token < config.vocab_size, ErrorKind::usage, "token id ", token, ": expected 0 to ",
           config.vocab_size - 1);
   for (const Segment& s : batch.segments) {
-    s.cache->check_room(s.n_tokens);
     check(!weights.positions || s.pos + s.n_tokens <= config.max_ctx, ErrorKind::context_full,
           s.pos + s.n_tokens, " tokens: the model knows only ", config.max_ctx,
           " positions; shorten the prompt");
@@ -25,6 +23,7 @@ static void check_batch(const Config& config, const Weights& weights, const Batc
 
 void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits) {
   check_batch(config, weights, batch);
+  for (const Segment& s : batch.segments) s.cache->reserve(s.n_tokens);
   const int n = batch.n_tokens();
   const Activations a = ops.activations(n);
 

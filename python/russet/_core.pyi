@@ -1,7 +1,7 @@
 """The C++ core, as csrc/bindings/ shows it to Python."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -114,11 +114,23 @@ class Model:
     config: Config
     def __init__(self, config: Config, tensors: Mapping[str, _Matrix | PackedMatrix | AffineMatrix]) -> None: ...
 
+BLOCK_TOKENS: int
+
+class BlockPool:
+    """The memory of all caches of a model: `info` has block_bytes, n_blocks, n_in_use, n_peak."""
+
+    info: dict[str, int]
+    def __init__(self, config: Config, keys: str, values: str, n_bytes: int) -> None: ...
+
 class KvCache:
     n_ctx: int
     n_tokens: int
-    def __init__(self, model: Model, n_ctx: int) -> None: ...
+    def __init__(self, pool: BlockPool, model: Model, n_ctx: int) -> None: ...
     def truncate(self, n_tokens: int) -> None: ...
+    def can_truncate(self, n_tokens: int) -> bool: ...
+    def fork(self, n_tokens: int) -> Self: ...
+    def evict(self, layer: int, head: int, block: int) -> None: ...
+    def table(self, layer: int, head: int) -> _Array: ...
     def bytes(self) -> int: ...
 
 class Cpu:
@@ -146,8 +158,11 @@ class MetalDevice:
         """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
 
 class Metal:
-    def __init__(self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array]) -> None:
-        """`memory`: runs of whole pages in which all weights lie."""
+    pool: BlockPool
+    def __init__(
+        self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array], cache_bytes: int
+    ) -> None:
+        """`memory`: runs of whole pages in which all weights lie; cache_bytes: of all caches together."""
     def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None) -> _Array: ...
     def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
         """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""

@@ -55,6 +55,7 @@ def load(
     local_files_only: bool = False,
     backend: str = "auto",
     dtype: str | None = None,
+    kv_dtype: str | None = None,
     gpu_layers: int | None = None,
     threads: int | None = None,
     prefill_threads: int | None = None,
@@ -120,6 +121,7 @@ def load(
             prefill_threads=prefill_threads,
             packed_file=PackedFile(parts.checkpoint, parts.quantization),
             keep_packed=keep_packed,
+            kv_dtype=kv_dtype,
         )
     elif isinstance(device, probe.Mlx):
         from russet.backends.mlx.backend import MlxBackend

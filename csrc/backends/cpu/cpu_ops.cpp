@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "kernels/attention/attention.h"
+#include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
 #include "kernels/qmatmul/crossover.h"
@@ -308,61 +309,57 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, vo
       rope({qt, c, s, config_.n_heads, config_.head_dim, int(2 * half)});
       rope({kt, c, s, config_.n_kv_heads, config_.head_dim, int(2 * half)});
     }
-    const KvCache& cache = *batch.segments[size_t(segment_of_[t])].cache;
-    const size_t head_dim = size_t(config_.head_dim), row = cache.offset(places_.pos(t));
-    for (int h = 0; h < config_.n_kv_heads; ++h) {
-      std::copy_n(kt + size_t(h) * head_dim, head_dim, cache.k<float>(layer, h) + row);
-      std::copy_n(v + t * kv_floats + size_t(h) * head_dim, head_dim, cache.v<float>(layer, h) + row);
-    }
   };
   parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(batch.n_tokens());
     for (int t = begin; t < end; ++t) one_token(size_t(t));
   });
+  parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
+    const auto [begin, end] = share.of(config_.n_kv_heads);
+    for (const Segment& s : batch.segments)
+      for (int h = begin; h < end; ++h) store_head(s, layer, h, k, v);
+  });
 }
 
-// Work is dealt in units of kAttentionRows queries of one key-value head: the rows of a unit are (token,
-// head) pairs in order, so that one token's heads of a group, and then neighbouring tokens, share the keys
-// they read.
+// Keys and values of one head of a segment's tokens, block by block.
+void CpuOps::store_head(const Segment& s, int layer, int head, const float* k, const float* v) const {
+  for (int t = 0; t < s.n_tokens;) {
+    const int pos = s.pos + t, slot = pos % kBlockTokens, n = std::min(kBlockTokens - slot, s.n_tokens - t);
+    const size_t at = size_t(s.begin + t) * kv_dim(config_) + size_t(head) * size_t(config_.head_dim);
+    kv_store({k + at, v + at, kv_dim(config_), n, slot, s.cache->block(layer, head, pos),
+              s.cache->pool().format()});
+    t += n;
+  }
+}
+
+// Work is dealt in units of tokens and query heads of one key-value head, at most kAttentionRows of both.
 void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_) {
   const float* q = floats(q_);
   float* out = floats(out_);
   const int group = config_.n_heads / config_.n_kv_heads;
-  const auto units_per_head = [&](const Segment& s) {
-    return (s.n_tokens * group + kAttentionRows - 1) / kAttentionRows;
+  const int n_heads = std::min<int>(group, kAttentionRows), n_tokens = kAttentionRows / n_heads;
+  struct Unit {
+    const Segment* segment;
+    int head, end_head, token, end_token;
   };
-  int n_units = 0;
-  for (const Segment& s : batch.segments) n_units += units_per_head(s) * config_.n_kv_heads;
-
-  const auto one_unit = [&](const Segment& s, int kv_head, int unit) {
-    AttentionArgs a{};
-    const int first = unit * kAttentionRows;
-    a.n_queries = std::min<int>(kAttentionRows, s.n_tokens * group - first);
-    for (int i = 0; i < a.n_queries; ++i) {
-      const int token = (first + i) / group, head = kv_head * group + (first + i) % group;
-      const size_t at = size_t(s.begin + token) * q_dim(config_) + size_t(head) * size_t(config_.head_dim);
-      a.q[i] = q + at;
-      a.out[i] = out + at;
-      a.pos[i] = s.pos + token;
-    }
-    a.k = s.cache->k<float>(layer, kv_head);
-    a.v = s.cache->v<float>(layer, kv_head);
-    a.block_stride = s.cache->block_elements();
-    a.head_dim = config_.head_dim;
-    a.window = config_.layer_window[size_t(layer)];
-    a.scale = config_.attention_scale;
-    a.softcap = config_.attention_softcap;
-    russet::attention(a);
-  };
-
+  std::vector<Unit> units;
+  for (const Segment& s : batch.segments)
+    for (int end = group; end <= config_.n_heads; end += group)
+      for (int head = end - group; head < end; head += n_heads)
+        for (int t = 0; t < s.n_tokens; t += n_tokens)
+          units.push_back({&s, head, std::min(head + n_heads, end), t, std::min(t + n_tokens, s.n_tokens)});
   parallel(n_threads_, [&](Share share) {
-    const auto [begin, end] = share.of(n_units);
-    int base = 0;  // index of the segment's first unit
-    for (const Segment& s : batch.segments) {
-      const int per_head = units_per_head(s), n = per_head * config_.n_kv_heads;
-      for (int u = std::max(begin, base); u < std::min(end, base + n); ++u)
-        one_unit(s, (u - base) / per_head, (u - base) % per_head);
-      base += n;
+    const auto [begin, end] = share.of(int(units.size()));
+    for (int u = begin; u < end; ++u) {
+      const Unit& unit = units[size_t(u)];
+      const Segment& s = *unit.segment;
+      const size_t at =
+          size_t(s.begin + unit.token) * q_dim(config_) + size_t(unit.head) * size_t(config_.head_dim);
+      const BlockPool& pool = s.cache->pool();
+      russet::attention(
+          {q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
+           s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
+           config_.layer_window[size_t(layer)], 0, config_.attention_scale, config_.attention_softcap});
     }
   });
 }

@@ -39,6 +39,7 @@ class CpuOps : public Ops {
   Input input_once(const NormWeights& norm, const float* x, int n_tokens, const Forms& forms);
   void apply_norm(const NormWeights& norm, const float* x, int n_tokens, float* y) const;
   void reserve(int n_tokens);
+  void store_head(const Segment& s, int layer, int head, const float* k, const float* v) const;
   float* matmul_scratch(Share share) const;
   float* block_scratch(Share share) const;
   void choose_places(const Batch& batch);

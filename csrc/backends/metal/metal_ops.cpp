@@ -13,7 +13,7 @@
 
 namespace russet::metal {
 
-static_assert(int(kCacheBlock) == int(kAttentionKeys));
+static_assert(int(kCacheBlock) == int(kBlockTokens));
 
 // Up to this many tokens products read the weights for every kMatvecTokens of them; above, in tiles.
 static constexpr int kFewTokens = 2 * kMatvecTokens;
@@ -63,20 +63,24 @@ void MetalOps::finish() {
   device_.wait(last_pass_);
 }
 
-// A cache is shown up to what it will hold, in powers of two of its blocks: a GPU keeps all it is shown in
-// memory, while the cache has reserved addresses for its whole context.
-void MetalOps::show(const KvCache& cache, int n_tokens) {
-  Mapping& shown = caches_[&cache];
-  const size_t n_blocks = size_t(n_tokens + kCacheBlock - 1) / kCacheBlock;
-  if (n_blocks * cache.block_bytes() <= shown.size()) return;
-  size_t n_bytes = cache.block_bytes();
-  while (n_bytes < n_blocks * cache.block_bytes()) n_bytes *= 2;
+// A pool is shown as far as it has been in use, in powers of two of its blocks: a GPU keeps all it is shown
+// in memory, while the pool has reserved addresses for all there may be.
+void MetalOps::show(const KvCache& cache) {
+  Mapping& table = tables_[&cache];
+  if (!table.size()) table = Mapping(device_, cache.tables().bytes(), cache.tables().size());
+  const BlockPool& pool = cache.pool();
+  Mapping& shown = pools_[&pool];
+  const size_t needed = pool.touched_bytes();
+  if (needed <= shown.size()) return;
+  size_t n_bytes = pool.block_bytes();
+  while (n_bytes < needed) n_bytes *= 2;
   shown = {};
-  shown = Mapping(device_, cache.data(), std::min(n_bytes, cache.reserved_bytes()));
+  shown = Mapping(device_, pool.data(), std::min(n_bytes, pool.reserved_bytes()));
 }
 
 void MetalOps::forget(const KvCache& cache) {
-  caches_.erase(&cache);
+  device_.settle(last_pass_);  // it may be writing to blocks that others will have
+  tables_.erase(&cache);
 }
 
 // ---- kernels ----
@@ -221,7 +225,7 @@ void MetalOps::embed(const Batch& batch, const Matrix& table, float scale, const
     cos_.push_back(put(places_.cos(int(r)), n * half));
     sin_.push_back(put(places_.sin(int(r)), n * half));
   }
-  for (const Segment& s : batch.segments) show(*s.cache, s.pos + s.n_tokens);
+  for (const Segment& s : batch.segments) show(*s.cache);
   if (batch.x) {
     device_.settle(last_pass_);  // which has an x in the same place
     std::copy_n(batch.x, n * size_t(config_.dim), x);
@@ -479,8 +483,8 @@ int32_t MetalOps::wait(const Likeliest& likeliest) {
 // ---- attention ----
 
 Cache MetalOps::cache_args(const KvCache& cache, int layer) const {
-  return {uint32_t(cache.block_elements()), uint32_t(2 * layer * config_.n_kv_heads * int(kCacheBlock)),
-          uint32_t(config_.n_kv_heads), uint32_t(config_.head_dim)};
+  return {uint32_t(layer * config_.n_kv_heads), uint32_t(cache.table_size()), uint32_t(config_.n_kv_heads),
+          uint32_t(config_.head_dim)};
 }
 
 void MetalOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, void* q, void* k,
@@ -514,7 +518,7 @@ void MetalOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, 
            {row(q, s.begin, q_dim(config_), dtype_), row(k, s.begin, kv_dim(config_), dtype_),
             row(v, s.begin, kv_dim(config_), dtype_), w.q_norm.w, w.k_norm.w,
             half ? cos_[size_t(rope)] + angles : nullptr, half ? sin_[size_t(rope)] + angles : nullptr,
-            s.cache->data()},
+            s.cache->pool().data(), s.cache->tables().bytes()},
            {unsigned(config_.n_heads + 2 * config_.n_kv_heads), unsigned(s.n_tokens)}, {kSimd});
   }
   device_.barrier();
@@ -542,7 +546,7 @@ void MetalOps::attention(const Batch& batch, int layer, const void* q, void* out
       void* outs = row(out, s.begin, q_dim(config_), dtype_);
       if (s.n_tokens > kFewTokens) {
         if (!merging)
-          encode(attention_prefill_, args, {qs, s.cache->data(), outs},
+          encode(attention_prefill_, args, {qs, s.cache->pool().data(), outs, s.cache->tables().bytes()},
                  {ceil_div(s.n_tokens, kPrefillQueries), unsigned(config_.n_heads)}, {kSimd, kPrefillSimds});
         continue;
       }
@@ -553,7 +557,8 @@ void MetalOps::attention(const Batch& batch, int layer, const void* q, void* out
                                       size_t(config_.head_dim + 2);
       if (args.n_parts > 1) partial_token += s.n_tokens;
       if (!merging)
-        encode(attention_decode_, args, {qs, s.cache->data(), outs, partial},
+        encode(attention_decode_, args,
+               {qs, s.cache->pool().data(), outs, partial, s.cache->tables().bytes()},
                {unsigned(config_.n_kv_heads) * ceil_div(heads_per_kv, kDecodeHeads), unsigned(s.n_tokens),
                 args.n_parts},
                {kSimd, kDecodeSimds});

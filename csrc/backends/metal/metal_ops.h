@@ -14,6 +14,10 @@
 #include "metal/args.h"
 #include "model/places.h"
 
+namespace russet {
+class BlockPool;
+}
+
 namespace russet::metal {
 
 // What the device is shown for as long as this lives.
@@ -124,7 +128,7 @@ class MetalOps : public Ops {
   void find_likeliest(const float* logits, int vocab_size);
   Slot& slot() { return slots_[n_passes_ % 2]; }  // of the pass being encoded
   void commit();
-  void show(const KvCache& cache, int n_tokens);
+  void show(const KvCache& cache);
   MatvecArgs matvec_args(const NormWeights& norm, const Linear& linear, int n_tokens) const;
   MatmulArgs matmul_args(const Linear& linear, int n_tokens) const;
 
@@ -147,7 +151,8 @@ class MetalOps : public Ops {
   float* partial_ = nullptr;               // of attention
   const int32_t* rows_ = nullptr;          // of the logits
   std::vector<const float*> cos_, sin_;    // of each rope, where the device sees them
-  std::map<const KvCache*, Mapping> caches_;  // what the device sees of each
+  std::map<const KvCache*, Mapping> tables_;  // what the device sees of each
+  std::map<const BlockPool*, Mapping> pools_;
 };
 
 }  // namespace russet::metal

@@ -4,35 +4,49 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/kv_store/kv_load.h"
+
 namespace russet {
 
 // The textbook softmax in double, over all keys at once: the fast variants are measured against this.
 static void attention_ref(const AttentionArgs& a) {
-  for (int i = 0; i < a.n_queries; ++i) {
-    const int begin = first_key(a.pos[i], a.window), end = a.pos[i] + 1;
-    std::vector<double> p(size_t(end - begin));
-    double top = -1e300, total = 0;
-    for (int j = begin; j < end; ++j) {
-      double s = 0;
-      for (int c = 0; c < a.head_dim; ++c) s += double(a.q[i][c]) * double(a.k[key_offset(a, j) + size_t(c)]);
-      s *= double(a.scale);
-      if (a.softcap > 0) s = double(a.softcap) * std::tanh(s / double(a.softcap));
-      p[size_t(j - begin)] = s;
-      top = std::max(top, s);
+  const size_t dim = size_t(a.format.head_dim);
+  std::vector<double> p(size_t(a.pos + a.n_tokens));
+  std::vector<float> key(dim), value(dim);
+  for (int t = 0; t < a.n_tokens; ++t)
+    for (int h = 0; h < a.n_heads; ++h) {
+      const float* q = a.q + size_t(t) * a.stride + size_t(h) * dim;
+      const int end = a.pos + t + 1, begin = a.window > 0 ? std::max(end - a.window, 0) : 0;
+      const auto seen = [&](int j) {
+        return (j >= begin || j < a.n_sinks) && a.table[j / kBlockTokens] != kNoBlock;
+      };
+      double top = -1e300, total = 0;
+      for (int j = 0; j < end; ++j) {
+        if (!seen(j)) continue;
+        load_key(a.format, a.blocks + size_t(a.table[j / kBlockTokens]) * a.format.block_bytes(),
+                 j % kBlockTokens, key.data());
+        double s = 0;
+        for (size_t c = 0; c < dim; ++c) s += double(q[c]) * double(key[c]);
+        s *= double(a.scale);
+        if (a.softcap > 0) s = double(a.softcap) * std::tanh(s / double(a.softcap));
+        p[size_t(j)] = s;
+        top = std::max(top, s);
+      }
+      std::vector<double> sum(dim, 0.0);
+      for (int j = 0; j < end; ++j) {
+        if (!seen(j)) continue;
+        const double weight = std::exp(p[size_t(j)] - top);
+        total += weight;
+        load_value(a.format, a.blocks + size_t(a.table[j / kBlockTokens]) * a.format.block_bytes(),
+                   j % kBlockTokens, value.data());
+        for (size_t c = 0; c < dim; ++c) sum[c] += weight * double(value[c]);
+      }
+      float* out = a.out + size_t(t) * a.stride + size_t(h) * dim;
+      for (size_t c = 0; c < dim; ++c) out[c] = total == 0 ? 0 : float(sum[c] / total);
     }
-    for (double& pj : p) total += pj = std::exp(pj - top);
-    std::vector<double> sum(size_t(a.head_dim), 0.0);
-    for (int j = begin; j < end; ++j)
-      for (int c = 0; c < a.head_dim; ++c)
-        sum[size_t(c)] += p[size_t(j - begin)] / total * double(a.v[key_offset(a, j) + size_t(c)]);
-    std::copy(sum.begin(), sum.end(), a.out[i]);
-  }
 }
 
-RUSSET_DECLARE_SIMD(attention, AttentionArgs);
-
 static constexpr Variant<AttentionFn> kVariants[] = {
-    RUSSET_SIMD_ROWS(attention)  //
     {"ref", kBaseline, attention_ref},
 };
 

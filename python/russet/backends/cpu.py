@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from russet import _core, crossover
+from russet import _core, crossover, memory
 from russet.backends.core import CoreBackend, CoreSession, Part, core_config, weight_bytes
+from russet.backends.dtypes import chosen_dtype
 from russet.config import Config
 from russet.errors import UsageError
+from russet.kv_dtype import KvDtype
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
@@ -21,6 +23,8 @@ class CpuBackend(CoreBackend):
 
     threads: by default RUSSET_THREADS or the physical cores
     prefill_threads: for more than a few tokens at once; by default as many
+    kv_dtype: of keys and values; see KvDtype.of
+    cache_bytes: of all caches together, at most; by default what is free now
     """
 
     name = "cpu"
@@ -34,6 +38,8 @@ class CpuBackend(CoreBackend):
         prefill_threads: int | None = None,
         packed_file: PackedFile | None = None,
         keep_packed: bool = False,
+        kv_dtype: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         core = core_config(config)
         self._config = core
@@ -47,6 +53,9 @@ class CpuBackend(CoreBackend):
         )
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
+        n_bytes = memory.available() if cache_bytes is None else cache_bytes
+        self.kv_dtype = KvDtype.of(kv_dtype, chosen_dtype(None, weights))
+        self.pool = _core.BlockPool(core, self.kv_dtype.keys, self.kv_dtype.values, n_bytes)
 
     @property
     def n_threads(self) -> int:
@@ -61,7 +70,7 @@ class CpuBackend(CoreBackend):
         self._cpu = _core.Cpu(self._config, n_threads)
 
     def session(self, n_ctx: int) -> CoreSession:
-        return CoreSession(self, _core.KvCache(self._model, n_ctx))
+        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx))
 
     def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""

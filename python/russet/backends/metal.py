@@ -17,7 +17,7 @@ from russet.backends.core import CoreBackend, CoreSession, Part, core_config, we
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.config import Config
 from russet.errors import BackendError, NumericalError, UsageError
-from russet.memory import gb
+from russet.memory import available, gb
 from russet.quantization import QuantizedTensor
 from russet.safetensors import mapping_of, release_pages
 from russet.weights import ToQuantize, Weight, Weights
@@ -54,7 +54,13 @@ class MetalBackend(CoreBackend):
     n_threads = 1  #: of the CPU: one encodes
 
     def __init__(
-        self, config: Config, weights: Weights, device: _core.MetalDevice, *, dtype: str | None = None
+        self,
+        config: Config,
+        weights: Weights,
+        device: _core.MetalDevice,
+        *,
+        dtype: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.name = "metal-sim" if device.info["simulated"] else "metal"
         self.dtype = chosen_dtype(dtype, weights)
@@ -62,7 +68,9 @@ class MetalBackend(CoreBackend):
         in_core = {role: memory.shown(weight) for role, weight in weights.items()}
         self.weight_bytes = weight_bytes(in_core)
         self._model = _core.Model(core_config(config), in_core)
-        self._metal = _core.Metal(device, self._model, self.dtype, memory.pages(device))
+        n_bytes = available() if cache_bytes is None else cache_bytes
+        self._metal = _core.Metal(device, self._model, self.dtype, memory.pages(device), n_bytes)
+        self.pool = self._metal.pool
 
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.MetalCache(self._metal, n_ctx))
