@@ -1,9 +1,10 @@
 """The C++ core, as csrc/bindings/ shows it to Python."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 _Array = np.ndarray[Any, Any]
 _Matrix = tuple[_Array, str]  # [n_rows, n_cols], dtype name
