@@ -359,7 +359,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("logits_softcap", &Config::logits_softcap)
       .def_readwrite("ropes", &Config::ropes)
       .def_readwrite("layer_rope", &Config::layer_rope)
-      .def_readwrite("layer_window", &Config::layer_window);
+      .def_readwrite("layer_window", &Config::layer_window)
+      .def_readwrite("n_sinks", &Config::n_sinks);
 
   m.def("rope_tables", &rope_tables, py::arg("config"), py::arg("pos"), py::arg("n_tokens"),
         py::arg("rope_length") = 0);

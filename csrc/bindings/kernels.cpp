@@ -10,6 +10,7 @@
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/kv_store/kv_load.h"
@@ -58,6 +59,7 @@ py::dict variants() {
   tables["fit"] = describe("fit", fit_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
+  tables["attention_mass"] = describe("attention_mass", attention_mass_variants());
   tables["kv_store"] = describe("kv_store", kv_store_variants());
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
@@ -222,6 +224,27 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   return out;
 }
 
+// q and k as run_attention() takes them -> what of each block was looked at [n_blocks]
+Array<float> run_attention_mass(const std::string& variant, const Array<float>& q, const Array<float>& k,
+                                float scale, int window, int n_sinks, float softcap, const std::string& keys,
+                                const std::set<int>& absent) {
+  check_kv(k, k);
+  check(q.ndim() == 3 && q.shape(2) == k.shape(1) && q.shape(0) >= 1 && q.shape(1) >= 1 &&
+            q.shape(0) <= k.shape(0),
+        ErrorKind::usage, "attention_mass: expected q [n_tokens, n_heads, head_dim]");
+  const KvFormat format{kv_type_of(keys), KvType::f32, int(k.shape(1)), true};
+  const Blocks blocks(format, k, k, absent, kv_store);
+  Array<float> mass(py::ssize_t(blocks.table.size()));
+  std::fill_n(mass.mutable_data(), mass.size(), 0.0f);
+  const int n_rows = int(q.shape(0) * q.shape(1));
+  const Buffer scratch(sizeof(float) * attention_mass_scratch(n_rows, int(k.shape(0)), format.head_dim));
+  find(attention_mass_variants(),
+       variant)({q.data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)), int(q.shape(1)),
+                 int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(), format, window,
+                 n_sinks, scale, softcap, mass.mutable_data(), scratch.floats()});
+  return mass;
+}
+
 // k and v [n_keys, head_dim] -> the same as a block gives them back
 py::tuple run_kv_store(const std::string& variant, const Array<float>& k, const Array<float>& v,
                        const std::string& keys, const std::string& values, bool keys_by_columns) {
@@ -259,6 +282,9 @@ void bind_kernels(py::module_& m) {
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("values") = "f32",
               py::arg("absent") = std::set<int>{});
+  kernels.def("attention_mass", &run_attention_mass, py::arg("variant"), py::arg("q"), py::arg("k"),
+              py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
+              py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("absent") = std::set<int>{});
   kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"), py::kw_only(),
               py::arg("keys") = "f32", py::arg("values") = "f32", py::arg("keys_by_columns") = true);
 }

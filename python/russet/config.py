@@ -52,6 +52,7 @@ class Config:
     ropes: tuple[Rope, ...] = ()
     layer_rope: tuple[int, ...]  #: per layer: index into ropes, -1 for none
     layer_window: tuple[int, ...]  #: per layer: keys a query sees, 0 for all before it
+    n_sinks: int = 0  #: first keys of a text that every query sees, whatever the window
     tied_head: bool = False  #: the head is the embedding
 
     @property

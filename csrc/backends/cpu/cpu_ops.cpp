@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
@@ -356,10 +357,35 @@ void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_
       const size_t at =
           size_t(s.begin + unit.token) * q_dim(config_) + size_t(unit.head) * size_t(config_.head_dim);
       const BlockPool& pool = s.cache->pool();
-      russet::attention(
-          {q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
-           s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
-           config_.layer_window[size_t(layer)], 0, config_.attention_scale, config_.attention_softcap});
+      russet::attention({q + at, out + at, q_dim(config_), unit.end_token - unit.token,
+                         unit.end_head - unit.head, s.pos + unit.token,
+                         s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
+                         config_.layer_window[size_t(layer)], config_.n_sinks, config_.attention_scale,
+                         config_.attention_softcap});
+    }
+  });
+  for (const Segment& s : batch.segments)
+    if (s.cache->masses()) observe(s, layer, q);
+}
+
+// Counts what the last tokens of a pass look at, of passes of one token every few, in a cache that is to
+// shrink.
+void CpuOps::observe(const Segment& s, int layer, const float* q) {
+  static constexpr int kObserved = 16, kEvery = 8;
+  const int end = s.pos + s.n_tokens;
+  if (s.n_tokens == 1 && s.pos % kEvery) return;
+  const int n = std::min(kObserved, s.n_tokens), group = config_.n_heads / config_.n_kv_heads;
+  const size_t n_floats = attention_mass_scratch(n * group, end, config_.head_dim);
+  observed_.reserve(size_t(n_threads_) * n_floats * sizeof(float));
+  parallel(n_threads_, [&](Share share) {
+    const auto [begin, stop] = share.of(config_.n_kv_heads);
+    for (int head = begin; head < stop; ++head) {
+      const size_t at =
+          size_t(s.begin + s.n_tokens - n) * q_dim(config_) + size_t(head * group) * size_t(config_.head_dim);
+      attention_mass({q + at, q_dim(config_), n, group, end - n, s.cache->table(layer, head),
+                      s.cache->pool().data(), s.cache->pool().format(), config_.layer_window[size_t(layer)],
+                      config_.n_sinks, config_.attention_scale, config_.attention_softcap,
+                      s.cache->mass(layer, head), observed_.floats() + size_t(share.thread) * n_floats});
     }
   });
 }

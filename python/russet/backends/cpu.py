@@ -24,6 +24,7 @@ class CpuBackend(CoreBackend):
     threads: by default RUSSET_THREADS or the physical cores
     prefill_threads: for more than a few tokens at once; by default as many
     kv_dtype: of keys and values; see KvDtype.of
+    kv_budget: share of keys and values that a cache keeps, those that were looked at most; below 1 it is lossy
     cache_bytes: of all caches together, at most; by default what is free now
     """
 
@@ -39,6 +40,7 @@ class CpuBackend(CoreBackend):
         packed_file: PackedFile | None = None,
         keep_packed: bool = False,
         kv_dtype: str | None = None,
+        kv_budget: float = 1.0,
         cache_bytes: int | None = None,
     ) -> None:
         core = core_config(config)
@@ -53,6 +55,9 @@ class CpuBackend(CoreBackend):
         )
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
+        if not 0 < kv_budget <= 1:
+            raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
+        self._kv_budget = kv_budget
         n_bytes = memory.available() if cache_bytes is None else cache_bytes
         self.kv_dtype = KvDtype.of(kv_dtype, chosen_dtype(None, weights))
         self.pool = _core.BlockPool(core, self.kv_dtype.keys, self.kv_dtype.values, n_bytes)
@@ -70,7 +75,7 @@ class CpuBackend(CoreBackend):
         self._cpu = _core.Cpu(self._config, n_threads)
 
     def session(self, n_ctx: int) -> CoreSession:
-        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx))
+        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self._kv_budget))
 
     def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
