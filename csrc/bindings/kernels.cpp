@@ -10,6 +10,7 @@
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_int8.h"
 #include "kernels/attention/attention_mass.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
@@ -59,6 +60,8 @@ py::dict variants() {
   tables["fit"] = describe("fit", fit_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
+  tables["attention_sage"] = describe("attention_sage", attention_variants(AttentionKind::sage));
+  tables["attention_integer"] = describe("attention_integer", attention_variants(AttentionKind::integer));
   tables["attention_mass"] = describe("attention_mass", attention_mass_variants());
   tables["kv_store"] = describe("kv_store", kv_store_variants());
   tables["norm"] = describe("norm", norm_variants());
@@ -208,7 +211,8 @@ void check_kv(const Array<float>& k, const Array<float>& v) {
 // q [n_tokens, n_heads, head_dim], the last token seeing all of k and v [n_keys, head_dim] -> out like q
 Array<float> run_attention(const std::string& variant, const Array<float>& q, const Array<float>& k,
                            const Array<float>& v, float scale, int window, int n_sinks, float softcap,
-                           const std::string& keys, const std::string& values, const std::set<int>& absent) {
+                           const std::string& keys, const std::string& values, const std::set<int>& absent,
+                           const std::string& kind) {
   check_kv(k, v);
   check(q.ndim() == 3 && q.shape(2) == k.shape(1) && q.shape(0) >= 1 && q.shape(1) >= 1 &&
             q.shape(0) * q.shape(1) <= kAttentionRows && q.shape(0) <= k.shape(0),
@@ -217,7 +221,7 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
   const Blocks blocks(format, k, v, absent, kv_store);
   Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
-  find(attention_variants(),
+  find(attention_variants(attention_kind_of(kind)),
        variant)({q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
                  int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
                  format, window, n_sinks, scale, softcap});
@@ -281,7 +285,7 @@ void bind_kernels(py::module_& m) {
   kernels.def("attention", &run_attention, py::arg("variant"), py::arg("q"), py::arg("k"), py::arg("v"),
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("values") = "f32",
-              py::arg("absent") = std::set<int>{});
+              py::arg("absent") = std::set<int>{}, py::arg("kind") = "exact");
   kernels.def("attention_mass", &run_attention_mass, py::arg("variant"), py::arg("q"), py::arg("k"),
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("absent") = std::set<int>{});

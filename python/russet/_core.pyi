@@ -138,7 +138,9 @@ class KvCache:
 class Cpu:
     n_threads: int
     n_prefill_threads: int
-    def __init__(self, config: Config, n_threads: int, n_prefill_threads: int = 0) -> None: ...
+    def __init__(
+        self, config: Config, n_threads: int, n_prefill_threads: int = 0, attention: str = "exact"
+    ) -> None: ...
     def forward(
         self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None
     ) -> _Array: ...

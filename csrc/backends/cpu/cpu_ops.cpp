@@ -37,10 +37,11 @@ static int checked(int n_threads) {
   return n_threads;
 }
 
-CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads)
+CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads, AttentionKind attention)
     : config_(config),
       n_decode_threads_(checked(n_threads)),
       n_prefill_threads_(checked(n_prefill_threads)),
+      attend_(attention_of(attention)),
       rooms_(size_t(n_decode_threads_)) {}
 
 static size_t q_dim(const Config& c) {
@@ -357,11 +358,10 @@ void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_
       const size_t at =
           size_t(s.begin + unit.token) * q_dim(config_) + size_t(unit.head) * size_t(config_.head_dim);
       const BlockPool& pool = s.cache->pool();
-      russet::attention({q + at, out + at, q_dim(config_), unit.end_token - unit.token,
-                         unit.end_head - unit.head, s.pos + unit.token,
-                         s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
-                         config_.layer_window[size_t(layer)], config_.n_sinks, config_.attention_scale,
-                         config_.attention_softcap});
+      attend_({q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
+               s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
+               config_.layer_window[size_t(layer)], config_.n_sinks, config_.attention_scale,
+               config_.attention_softcap});
     }
   });
   for (const Segment& s : batch.segments)

@@ -7,6 +7,7 @@
 #include "backends/ops.h"
 #include "core/buffer.h"
 #include "core/parallel.h"
+#include "kernels/attention/attention_int8.h"
 #include "model/places.h"
 
 namespace russet {
@@ -15,7 +16,8 @@ class CpuOps : public Ops {
  public:
   // Few tokens, as in decode, are bound by memory, many by arithmetic: each has a number of threads of its
   // own.
-  CpuOps(const Config& config, int n_threads, int n_prefill_threads);
+  CpuOps(const Config& config, int n_threads, int n_prefill_threads,
+         AttentionKind attention = AttentionKind::exact);
 
   Activations activations(int n_tokens) override;
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
@@ -47,6 +49,7 @@ class CpuOps : public Ops {
 
   const Config& config_;
   const int n_decode_threads_, n_prefill_threads_;
+  AttentionFn& attend_;
   int n_threads_ = 1;  // of the two, what the running operation takes
   int capacity_ = 0;   // tokens the buffers have room for
   Buffer activations_, whole_, scratch_, observed_;

@@ -24,6 +24,7 @@ class CpuBackend(CoreBackend):
     threads: by default RUSSET_THREADS or the physical cores
     prefill_threads: for more than a few tokens at once; by default as many
     kv_dtype: of keys and values; see KvDtype.of
+    attention: "exact"; "sage" or "int8" with products in 8 bits, which is lossy: see attention_int8.h
     kv_budget: share of keys and values that a cache keeps, those that were looked at most; below 1 it is lossy
     cache_bytes: of all caches together, at most; by default what is free now
     """
@@ -41,6 +42,7 @@ class CpuBackend(CoreBackend):
         keep_packed: bool = False,
         kv_dtype: str | None = None,
         kv_budget: float = 1.0,
+        attention: str = "exact",
         cache_bytes: int | None = None,
     ) -> None:
         core = core_config(config)
@@ -48,7 +50,8 @@ class CpuBackend(CoreBackend):
         n_threads = _core.default_threads() if threads is None else threads
         if prefill_threads is not None and prefill_threads < 1:
             raise UsageError(f"prefill_threads: expected 1 to 1024, got {prefill_threads}")
-        self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads)
+        self._attention = attention
+        self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
         crossover.choose(
             (w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self._cpu.n_prefill_threads
@@ -72,7 +75,7 @@ class CpuBackend(CoreBackend):
 
     @n_threads.setter
     def n_threads(self, n_threads: int) -> None:
-        self._cpu = _core.Cpu(self._config, n_threads)
+        self._cpu = _core.Cpu(self._config, n_threads, attention=self._attention)
 
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self._kv_budget))
