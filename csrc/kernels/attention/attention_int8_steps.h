@@ -113,11 +113,7 @@ class Rows {
     } else {
       widen(a.format.keys, block, dim * kBlockTokens, wide);
       if (!has_mean) take_mean();
-      for (int c = 0; c < dim; ++c) {
-        float* column = wide + c * kBlockTokens;
-        for (int j = 0; j < kBlockTokens; ++j) column[j] = j < n_keys ? column[j] - mean[c] : 0;
-      }
-      std::fill_n(key_scale, kBlockTokens, to_codes(wide, dim * kBlockTokens, rounded));
+      round_keys();
       codes = rounded;
     }
     for (int tile = 0; tile < n_tiles; ++tile) {
@@ -132,6 +128,26 @@ class Rows {
     if constexpr (kOffset != 0) {
       constexpr int32_t ones = 0x01010101;
       each_vector([&](int v) { sums_of_keys[v] = product(ones, v); });
+    }
+  }
+  // wide less the mean, key by key, which are its columns: as to_codes() does rows.
+  void round_keys() {
+    float most[kBlockTokens] = {}, poison[kBlockTokens] = {}, per_step[kBlockTokens];
+    for (int c = 0; c < dim; ++c) {
+      float* column = wide + c * kBlockTokens;
+      for (int j = 0; j < kBlockTokens; ++j) {
+        column[j] = j < n_keys ? column[j] - mean[c] : 0;
+        most[j] = std::max(most[j], std::fabs(column[j]));
+        poison[j] += column[j] * 0;
+      }
+    }
+    for (int j = 0; j < kBlockTokens; ++j) {
+      per_step[j] = most[j] > 0 ? 127 / most[j] : 0;
+      key_scale[j] = most[j] / 127 + poison[j];
+    }
+    for (int i = 0; i < dim * kBlockTokens; ++i) {
+      const float steps = wide[i] * per_step[i % kBlockTokens];
+      rounded[i] = int8_t(std::fabs(steps) <= 127.5f ? std::nearbyint(steps) : 0);
     }
   }
   void take_mean() {
