@@ -181,7 +181,6 @@ Array<float> run_widen(const std::string& variant, const py::tuple& x) {
   return y;
 }
 
-// q [n_queries, head_dim], k and v [n_keys, head_dim], pos [n_queries]
 // Blocks with the tokens' keys and values, and the table that names them; `absent` are in no block.
 struct Blocks {
   Blocks(const KvFormat& format, const Array<float>& k, const Array<float>& v, const std::set<int>& absent,
@@ -221,10 +220,12 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
   const Blocks blocks(format, k, v, absent, kv_store);
   Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
-  find(attention_variants(attention_kind_of(kind)),
-       variant)({q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
-                 int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
-                 format, window, n_sinks, scale, softcap});
+  const Buffer scratch(attention_scratch(format.head_dim) * sizeof(float));
+  AttentionFn* const run = find(attention_variants(attention_kind_of(kind)), variant);
+  const py::gil_scoped_release release;
+  attention(*run, {q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
+                   int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
+                   format, window, n_sinks, scale, softcap, scratch.floats()});
   return out;
 }
 

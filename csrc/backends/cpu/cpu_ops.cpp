@@ -358,10 +358,11 @@ void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_
       const size_t at =
           size_t(s.begin + unit.token) * q_dim(config_) + size_t(unit.head) * size_t(config_.head_dim);
       const BlockPool& pool = s.cache->pool();
-      attend_({q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
-               s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
-               config_.layer_window[size_t(layer)], config_.n_sinks, config_.attention_scale,
-               config_.attention_softcap});
+      russet::attention(
+          attend_, {q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
+                    s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
+                    config_.layer_window[size_t(layer)], config_.n_sinks, config_.attention_scale,
+                    config_.attention_softcap, matmul_scratch(share)});
     }
   });
   for (const Segment& s : batch.segments)

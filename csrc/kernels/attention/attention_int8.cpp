@@ -35,19 +35,17 @@ inline void interleave(const int8_t* rows, int stride, int n, int8_t* tile) {
 
 namespace russet {
 
-static void attention_sage_ref(const AttentionArgs& args) {
-  run<false>(args);
+static void attention_sage_ref(const AttentionArgs& args, int of_keys, const PartialSoftmax& partial) {
+  run<false>(args, of_keys, partial);
 }
-static void attention_integer_ref(const AttentionArgs& args) {
-  run<true>(args);
+static void attention_integer_ref(const AttentionArgs& args, int of_keys, const PartialSoftmax& partial) {
+  run<true>(args, of_keys, partial);
 }
 
 #if defined(__x86_64__)
-void attention_sage_vnni(const AttentionArgs& args);
-void attention_integer_vnni(const AttentionArgs& args);
+AttentionFn attention_sage_vnni, attention_integer_vnni;
 #elif defined(__aarch64__)
-void attention_sage_dotprod(const AttentionArgs& args);
-void attention_integer_dotprod(const AttentionArgs& args);
+AttentionFn attention_sage_dotprod, attention_integer_dotprod;
 #endif
 
 static constexpr Variant<AttentionFn> kSage[] = {

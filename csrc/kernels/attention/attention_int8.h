@@ -5,8 +5,8 @@
 //   integer   p . v in int8 as well                     (INT-FlashAttention, arXiv 2409.16997)
 //
 //   q    a scale for each row, symmetric, 127 steps either way
-//   k    a scale for each token: of a cache in int8 as they lie; of others less their mean over the first
-//        block seen, which no softmax notices
+//   k    a scale for each token: of a cache in int8 as they lie; of others less the mean of the first block
+//        of a run, whose product with q is added in float
 //   v    for p . v in int8: as they lie or rounded likewise, with a scale for each token; that scale times p
 //        is what is rounded, in 127 steps of the largest of the row's block
 //

@@ -31,11 +31,11 @@ inline void interleave(const int8_t* rows, int stride, int n, int8_t* tile) {
 
 namespace russet {
 
-void attention_sage_dotprod(const AttentionArgs& args) {
-  run<false>(args);
+void attention_sage_dotprod(const AttentionArgs& args, int of_keys, const PartialSoftmax& partial) {
+  run<false>(args, of_keys, partial);
 }
-void attention_integer_dotprod(const AttentionArgs& args) {
-  run<true>(args);
+void attention_integer_dotprod(const AttentionArgs& args, int of_keys, const PartialSoftmax& partial) {
+  run<true>(args, of_keys, partial);
 }
 
 }  // namespace russet

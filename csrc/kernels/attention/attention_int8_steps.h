@@ -47,52 +47,50 @@ const T* at(const char* bytes) {
 template <bool int8_values>
 class Rows {
  public:
-  void run(const AttentionArgs& args) {
+  void run(const AttentionArgs& args, int run, const PartialSoftmax& partial) {
     a = args;
+    of_rows = partial;
     dim = a.format.head_dim;
     n_tiles = (dim + 3) / 4;
     has_mean = false;
     round_queries();
-    const int end = a.pos + a.n_tokens, oldest = first_seen(0);
-    for (int b = 0; b * kBlockTokens < end; ++b) {
-      const int key0 = b * kBlockTokens;
+    const int end = std::min((run + 1) * kRunTokens, a.pos + a.n_tokens), oldest = first_seen(0);
+    for (int key0 = run * kRunTokens; key0 < end; key0 += kBlockTokens) {
       const bool in_reach = key0 + kBlockTokens > oldest || key0 < a.n_sinks;
-      if (!in_reach || a.table[b] == kNoBlock) continue;
-      block = a.blocks + size_t(a.table[b]) * a.format.block_bytes();
+      const BlockId id = a.table[key0 / kBlockTokens];
+      if (!in_reach || id == kNoBlock) continue;
+      block = a.blocks + size_t(id) * a.format.block_bytes();
       n_keys = std::min<int>(kBlockTokens, end - key0);
       load_keys();
       load_values();
       for (int t = 0; t < a.n_tokens; ++t) {
         if (key0 > a.pos + t || (key0 + kBlockTokens <= first_seen(t) && key0 >= a.n_sinks)) continue;
-        for (int h = 0; h < a.n_heads; ++h) {
-          scores(t * a.n_heads + h);
-          softmax(t, t * a.n_heads + h, key0);
-          values(out_of(t, h));
+        for (int row = t * a.n_heads; row < (t + 1) * a.n_heads; ++row) {
+          scores(row);
+          softmax(t, row, key0);
+          values(sums_of(row));
         }
       }
     }
-    for (int t = 0; t < a.n_tokens; ++t)
-      for (int h = 0; h < a.n_heads; ++h) {
-        const float sum = total[t * a.n_heads + h];
-        for (int c = 0; c < dim; ++c) out_of(t, h)[c] /= sum > 0 ? sum : 1;
-      }
   }
 
  private:
   int first_seen(int t) const { return a.window > 0 ? std::max(0, a.pos + t + 1 - a.window) : 0; }
-  float* out_of(int t, int h) const { return a.out + size_t(t) * a.stride + size_t(h * dim); }
+  float* sums_of(int row) const { return of_rows.sums + size_t(row) * PartialSoftmax::row_floats(dim); }
+  const float* query(int row) const {
+    return a.q + size_t(row / a.n_heads) * a.stride + size_t(row % a.n_heads * dim);
+  }
 
   void round_queries() {
-    for (int t = 0; t < a.n_tokens; ++t)
-      for (int h = 0; h < a.n_heads; ++h) {
-        const int row = t * a.n_heads + h;
-        int8_t codes[kMaxColumns] = {};
-        q_scale[row] = to_codes(a.q + size_t(t) * a.stride + size_t(h * dim), dim, codes) * a.scale;
-        for (int c = 0; c < 4 * n_tiles; ++c) q[row][c] = uint8_t(codes[c] + kOffset);
-        top[row] = kHidden;
-        total[row] = q_mean[row] = 0;
-        std::fill_n(out_of(t, h), dim, 0.0f);
-      }
+    for (int row = 0; row < a.n_tokens * a.n_heads; ++row) {
+      int8_t codes[kMaxColumns] = {};
+      q_scale[row] = to_codes(query(row), dim, codes) * a.scale;
+      for (int c = 0; c < 4 * n_tiles; ++c) q[row][c] = uint8_t(codes[c] + kOffset);
+      q_mean[row] = 0;
+      of_rows.tops[row] = kHidden;
+      of_rows.totals[row] = 0;
+      std::fill_n(sums_of(row), dim, 0.0f);
+    }
   }
 
   template <typename T>
@@ -157,12 +155,8 @@ class Rows {
       mean[c] = sum / float(n_keys);
     }
     has_mean = true;
-    // No softmax notices that the mean is missing, but a soft cap does: it is added again before that.
-    for (int t = 0; t < a.n_tokens; ++t)
-      for (int h = 0; h < a.n_heads; ++h) {
-        const float* row = a.q + size_t(t) * a.stride + size_t(h * dim);
-        q_mean[t * a.n_heads + h] = std::inner_product(row, row + dim, mean, 0.0f) * a.scale;
-      }
+    for (int row = 0; row < a.n_tokens * a.n_heads; ++row)
+      q_mean[row] = std::inner_product(mean, mean + dim, query(row), 0.0f) * a.scale;
   }
 
   static constexpr int kVectors = kBlockTokens / Vec::width;
@@ -189,7 +183,8 @@ class Rows {
     each_vector([&](int v) {
       Vec s = to_floats(sums[v]);
       if constexpr (kOffset != 0) s = fma(to_floats(sums_of_keys[v]), splat(-float(kOffset)), s);
-      store(p + v * Vec::width, s * load(key_scale + v * Vec::width) * splat(q_scale[row]));
+      store(p + v * Vec::width,
+            fma(s * load(key_scale + v * Vec::width), splat(q_scale[row]), splat(q_mean[row])));
     });
   }
 
@@ -199,24 +194,24 @@ class Rows {
     if (a.softcap > 0)
       each_vector([&](int v) {
         float* s = p + v * Vec::width;
-        const Vec score = load(s) + splat(q_mean[row]);
-        store(s, splat(a.softcap) * tanh(score / splat(a.softcap)));
+        store(s, splat(a.softcap) * tanh(load(s) / splat(a.softcap)));
       });
     if (last < kBlockTokens - 1 || begin > 0)
       for (int j = 0; j < kBlockTokens; ++j)
         if (j > last || (j < begin && j >= n_sinks)) p[j] = kHidden;
     Vec tops = splat(kHidden);
     each_vector([&](int v) { tops = max(tops, load(p + v * Vec::width)); });
-    const float new_top = std::max(top[row], max_of(tops));
+    float &top = of_rows.tops[row], &total = of_rows.totals[row];
+    const float new_top = std::max(top, max_of(tops));
     Vec totals = splat(0);
     each_vector([&](int v) {
       const Vec e = exp(load(p + v * Vec::width) - splat(new_top));
       store(p + v * Vec::width, e);
       totals = totals + e;
     });
-    shrink = std::exp(top[row] - new_top);
-    top[row] = new_top;
-    total[row] = total[row] * shrink + sum(totals);
+    shrink = std::exp(top - new_top);
+    top = new_top;
+    total = total * shrink + sum(totals);
   }
 
   // wide: the block's values as floats, [n_keys][dim]; for int8, value_tiles: four tokens by dim columns
@@ -315,7 +310,8 @@ class Rows {
   const char* block;
   int dim, n_tiles, n_keys;
   bool has_mean;
-  float shrink, top[kAttentionRows], total[kAttentionRows], q_scale[kAttentionRows], q_mean[kAttentionRows];
+  PartialSoftmax of_rows;
+  float shrink, q_scale[kAttentionRows], q_mean[kAttentionRows];  // q_mean: what each row gives the mean
   alignas(64) uint8_t q[kAttentionRows][kMaxColumns + 1];
   alignas(64) float mean[kMaxHeadDim], p[kBlockTokens], key_scale[kBlockTokens], value_scale[kBlockTokens];
   Ints sums_of_keys[kVectors];
@@ -326,9 +322,9 @@ class Rows {
 
 // A thread keeps its rows: they are too large for the stacks of some.
 template <bool int8_values>
-void run(const AttentionArgs& a) {
+void run(const AttentionArgs& a, int of_keys, const PartialSoftmax& partial) {
   static thread_local const auto rows = std::make_unique<Rows<int8_values>>();
-  rows->run(a);
+  rows->run(a, of_keys, partial);
 }
 
 }  // namespace
