@@ -28,13 +28,14 @@ class Cache:
         self.kept_as, self.n_kv_heads = kept_as, n_kv_heads
         is_int8 = kept_as == "int8"
         nan = np.int8(77) if is_int8 else stored(np.float32(np.nan), kept_as)[0]
-        planes = [[(name, nan.dtype, (BLOCK, head_dim))] for name in ("keys", "values")]
-        if is_int8:
-            for plane, name in zip(planes, ("key_scales", "value_scales"), strict=True):
-                plane.append((name, np.float32, (BLOCK,)))
+        fields = []
+        for rows, scales in (("keys", "key_scales"), ("values", "value_scales")):
+            fields.append((rows, nan.dtype, (BLOCK, head_dim)))
+            if is_int8:
+                fields.append((scales, np.dtype(np.float32), (BLOCK,)))
         table_size = -(-n_ctx // BLOCK) + 1
         n_blocks = n_layers * n_kv_heads * table_size
-        self.pool = np.zeros(1 + n_blocks, np.dtype(sum(planes, [])))
+        self.pool = np.zeros(1 + n_blocks, np.dtype(fields))
         for name in self.pool.dtype.names:
             self.pool[name][1:] = np.nan if name.endswith("scales") else nan
         order = 1 + np.random.default_rng(n_blocks).permutation(n_blocks)

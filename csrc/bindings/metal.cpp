@@ -54,8 +54,9 @@ struct MetalCache;
 
 // A model's weights shown to a device, and the operations over them. Calls from several threads take turns.
 struct Metal {
-  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie. in_cache: dtype
-  // or int8. cache_bytes: of all caches together; less where the device cannot see so much in one piece.
+  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie. in_cache:
+  // dtype or int8. cache_bytes: of all caches together; less where the device cannot see so much in one
+  // piece.
   Metal(std::shared_ptr<metal::Device> d, std::shared_ptr<Model> m, const std::string& dtype,
         const std::vector<py::array>& memory, const std::string& in_cache, size_t cache_bytes)
       : device(std::move(d)), model(std::move(m)), owners(memory) {
@@ -116,10 +117,6 @@ struct MetalCache : KvCache {
     const auto turn = metal->settled();
     KvCache::truncate(n_tokens);
   }
-  void evict(int layer, int head, int block) {
-    const auto turn = metal->settled();
-    KvCache::evict(layer, head, block);
-  }
 
   std::shared_ptr<Metal> metal;
   russet::metal::Greedy greedy;
@@ -143,8 +140,8 @@ struct MetalProduct {
     model.weights.embed = model.weights.head.w = matrix_of(w);
     model.config.dim = model.weights.head.n_inputs();
     model.config.n_heads = model.config.n_kv_heads = model.config.head_dim = 1;
-    ops = std::make_unique<metal::MetalOps>(model.config, model.weights, dtype_of(dtype), kv_type(dtype_of(dtype)),
-                                            *device);
+    ops = std::make_unique<metal::MetalOps>(model.config, model.weights, dtype_of(dtype),
+                                            kv_type(dtype_of(dtype)), *device);
     owners.push_back(w);
   }
 
@@ -197,7 +194,8 @@ void bind_metal(py::module_& m) {
                 {"shrink", metal::Fault::Kind::shrink},
                 {"barrier", metal::Fault::Kind::barrier}};
             const auto kind = kinds.find(fault);
-            check(kind != kinds.end(), ErrorKind::usage, "fault: expected swap, swap_last, shrink or barrier, got ", fault);
+            check(kind != kinds.end(), ErrorKind::usage,
+                  "fault: expected swap, swap_last, shrink or barrier, got ", fault);
             return shared(metal::simulated_device(libraries, schedule, {kind->second, at}, max_map_bytes));
           },
           py::arg("libraries"), py::arg("schedule") = 0, py::arg("fault") = "", py::arg("at") = 0,
@@ -218,9 +216,7 @@ void bind_metal(py::module_& m) {
   py::class_<MetalCache, KvCache>(m, "MetalCache")
       .def(py::init<std::shared_ptr<Metal>, int>(), py::arg("metal"), py::arg("n_ctx"))
       .def("fork", &MetalCache::fork, py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>())
-      .def("truncate", &MetalCache::truncate, py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>())
-      .def("evict", &MetalCache::evict, py::arg("layer"), py::arg("head"), py::arg("block"),
-           py::call_guard<py::gil_scoped_release>());
+      .def("truncate", &MetalCache::truncate, py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>());
 
   py::class_<MetalProduct>(m, "MetalProduct")
       .def(py::init<std::shared_ptr<metal::Device>, const py::object&, const std::string&,

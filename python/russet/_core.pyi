@@ -156,7 +156,7 @@ class MetalDevice:
     def simulated(
         libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0, max_map_bytes: int = 0
     ) -> MetalDevice:
-        """`fault`: "swap", "swap_last", "shrink" or "barrier", made on purpose at that dispatch or barrier; see device_sim.h."""
+        """`fault`: made on purpose at that dispatch or barrier; as device_sim.h names them."""
     def traffic(self) -> dict[str, dict[str, int]]:
         """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
 

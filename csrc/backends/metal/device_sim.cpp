@@ -224,8 +224,7 @@ class Simulated : public SimulatedDevice {
 }  // namespace
 
 std::unique_ptr<SimulatedDevice> simulated_device(const std::vector<std::string>& libraries,
-                                                  uint32_t schedule, Fault fault,
-                                                  size_t max_map_bytes) {
+                                                  uint32_t schedule, Fault fault, size_t max_map_bytes) {
   return std::make_unique<Simulated>(libraries, schedule, fault, max_map_bytes);
 }
 

@@ -46,8 +46,8 @@ struct Storage {
 class MetalOps : public Ops {
  public:
   // The weights lie in memory the device has been shown, affine groups as MLX stores them; in_cache: of keys
-  // and values. Looks up every kernel that a pass over them may need. Throws Error{device} where one is missing, and Error{weights}
-  // where the weights are stored as no kernel reads them.
+  // and values. Looks up every kernel that a pass over them may need. Throws Error{device} where one is
+  // missing, and Error{weights} where the weights are stored as no kernel reads them.
   MetalOps(const Config& config, const Weights& weights, DType dtype, KvType in_cache, Device& device);
 
   Activations activations(int n_tokens) override;

@@ -103,8 +103,8 @@ def _chosen_kv_dtype(said: str | None, dtype: str) -> KvDtype:
     if chosen not in (KvDtype(dtype, dtype), KvDtype("int8", "int8")):
         name = next(name for name, in_core in DTYPES.items() if in_core == dtype)
         raise UsageError(
-            f"kv_dtype: Metal keeps both keys and values as '{name}', in which it computes, or as 'int8', got {said!r}; "
-            "take one of these, another dtype, or backend='cpu'"
+            f"kv_dtype: Metal keeps both keys and values as '{name}', in which it computes, or as 'int8', got {said!r};"
+            " take one of these, another dtype, or backend='cpu'"
         )
     return chosen
 
