@@ -115,6 +115,7 @@ struct MetalCache : KvCache {
   }
   void truncate(int n_tokens) {
     const auto turn = metal->settled();
+    if (n_tokens == 0) metal->ops->forget(*this);  // all its blocks go, and their pages may
     KvCache::truncate(n_tokens);
   }
 
