@@ -156,17 +156,28 @@ class MetalDevice:
     @staticmethod
     def apple(sources: Sequence[str]) -> MetalDevice: ...
     @staticmethod
-    def simulated(libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0) -> MetalDevice:
-        """`fault`: "swap", "shrink" or "barrier", made on purpose at that dispatch or barrier; see device_sim.h."""
+    def simulated(
+        libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0, max_map_bytes: int = 0
+    ) -> MetalDevice:
+        """`fault`: made on purpose at that dispatch or barrier; as device_sim.h names them."""
     def traffic(self) -> dict[str, dict[str, int]]:
         """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
 
 class Metal:
     pool: BlockPool
     def __init__(
-        self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array], cache_bytes: int
+        self,
+        device: MetalDevice,
+        model: Model,
+        dtype: str,
+        memory: Sequence[_Array],
+        in_cache: str,
+        cache_bytes: int,
     ) -> None:
-        """`memory`: runs of whole pages in which all weights lie; cache_bytes: of all caches together."""
+        """`memory`: runs of whole pages in which all weights lie; in_cache: dtype or int8; cache_bytes: of all caches.
+
+        The pool is smaller where the device cannot see so much in one piece.
+        """
     def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None) -> _Array: ...
     def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
         """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""
