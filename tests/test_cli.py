@@ -205,7 +205,7 @@ def test_verbose_ends_with_speeds_on_stderr(run, model):
     _, out, err = run("generate", "-m", FOLDER, "-n", 5, "--ignore-chat-template", "--verbose", PROMPT)
     assert out == model.generate(PROMPT, max_tokens=5) + "\n"
     n_tokens = len(model.tokenizer.encode(PROMPT))
-    assert err.startswith(f"russet: prompt {n_tokens} tokens, 0 of them cached, first token after 0.")
+    assert err.startswith(f"russet: prompt {n_tokens} tokens, 0 of them cached (new text), first token after 0.")
     assert "generated 5 tokens" in err
     assert err.count("\n") == 1
 

@@ -5,6 +5,7 @@
 // copies it first. Layers with a window give back the blocks that no token will see again.
 #pragma once
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/buffer.h"
@@ -17,6 +18,11 @@ class KvCache {
  public:
   KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx);
   KvCache(const KvCache& origin, int n_tokens);  // a fork of its first n_tokens; throws Error{usage}
+  // Of blocks that others hold, which it shares: tables [n_layers * n_kv_heads][blocks of n_tokens], one
+  // after the other. A table may begin with kNoBlock where its layer's window has given blocks back, and no
+  // other. Throws Error{usage}.
+  KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx, int n_tokens,
+          std::span<const BlockId> tables);
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
   ~KvCache();
