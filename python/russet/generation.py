@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
-from russet.errors import NotEnoughMemory, NumericalError, UsageError
+from russet.errors import NumericalError, UsageError
 from russet.options import GenerateOptions
-from russet.prefix_cache import PrefixCache, is_long
+from russet.prefix_cache import PrefixCache, Result, frequencies, is_long
 from russet.stop_strings import StopStrings
 from russet.tokenizer import Tokenizer
 
@@ -28,8 +28,6 @@ CHUNK_TOKENS = 512
 
 #: Called between chunks of a prompt with (tokens done, tokens in all); what it raises ends the generation.
 Progress = Callable[[int, int], None]
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,17 +135,18 @@ class Conversation:
     def keep(self) -> None:
         """For the texts that begin alike."""
         if self._texts is not None:
-            self._texts.put(self.tokens, self.session, self._text_length)
+            self._texts.put(self.tokens, self.session, self.rotated)
 
-    def _with_room(self, step: Callable[[], _Result]) -> _Result:
-        """What a step gives. Where no memory is left for it, kept texts go, one after the other."""
-        while True:
-            try:
-                return step()
-            except NotEnoughMemory:
-                has_lost_all = self.session.n_tokens < len(self.tokens)
-                if has_lost_all or self._texts is None or not self._texts.drop_oldest():
-                    raise
+    @property
+    def rotated(self) -> str | None:
+        """By which frequencies its keys are; see prefix_cache.frequencies()."""
+        return frequencies(self._ropes, max(self._text_length, len(self.tokens)))
+
+    def _with_room(self, step: Callable[[], Result]) -> Result:
+        """What a step gives; kept texts make room for it."""
+        if self._texts is None:
+            return step()
+        return self._texts.with_room(step, lambda: self.session.n_tokens == len(self.tokens))
 
     def _outgrows_rope(self, length: int) -> bool:
         return bool(self.tokens) and is_long(self._ropes, self._text_length) != is_long(self._ropes, length)

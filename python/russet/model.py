@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from russet import _core, memory
+from russet import _core, memory, saved_cache
 from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
@@ -27,6 +27,7 @@ from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.prefix_cache import TURNED_OFF, Known, PrefixCache
 from russet.quantization import Quantization
+from russet.saved_cache import SavedText
 from russet.tokenizer import Message, Tokenizer
 from russet.weights import (
     Plan,
@@ -42,6 +43,7 @@ from russet.weights import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from russet.backends.cpu import CpuBackend
     from russet.backends.mlx.shard import Team
     from russet.options import GenerateKeywords
 
@@ -529,6 +531,55 @@ class Model:
             "n_misses": texts.n_misses,
             "n_tokens_reused": texts.n_tokens_reused,
         }
+
+    def save_cache(self, path: str | os.PathLike[str], prompt: Prompt | None = None) -> None:
+        """Write the texts that are kept to a file, with their keys and values, for load_cache() of another process.
+
+        prompt: this one instead, computed as far as it is not known
+
+        Raises UsageError where there is no text, BackendError on a backend other than the CPU, CheckpointError where
+        the file cannot be written, and as generate() does.
+        """
+        on = self._savable("save_cache")
+        texts = self._texts.texts()
+        if prompt is not None:
+            ids = self._prompt_ids(prompt)
+            conversation = self._conversation(ids, self._texts.take(ids).session)
+            conversation.append(ids[len(conversation.tokens) :])
+            conversation.keep()
+            texts = [(ids, conversation.session, conversation.rotated or "")]
+        if not texts or not texts[0][2]:
+            why = "a dynamic rope rotates keys for one length alone" if texts else "no text is kept"
+            raise UsageError(f"save_cache: {why}; generate one first, or pass a shorter prompt")
+        saved = [SavedText(tokens, session.cache, rotated) for tokens, session, rotated in texts]  # type: ignore[attr-defined]
+        saved_cache.save(Path(path), self._identity(on), on.pool, self.config, saved)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> None:
+        """Keep the texts of a file that save_cache() wrote, as far as the budget allows; where it raises, none of them.
+
+        Raises CheckpointError where the file is damaged or, with the field's name, of another model, tokenizer, rope,
+        quantisation or kv_dtype; NotEnoughMemory; ContextFull; UsageError with prefix_cache=0; BackendError as
+        save_cache() does.
+        """
+        on = self._savable("load_cache")
+        if not self._texts.budget:
+            raise UsageError("load_cache: prefix_cache=0 keeps no texts; load the model with more")
+        file = saved_cache.read(Path(path), self._identity(on), on.pool.info["block_bytes"], self.config, self.n_ctx)
+        texts = self._texts.with_room(lambda: on.restore(file, self.n_ctx))
+        for tokens, session, rotated in texts:
+            self._texts.put(tokens, session, rotated)
+
+    def _savable(self, what: str) -> CpuBackend:
+        from russet.backends.cpu import CpuBackend
+
+        if not isinstance(self.backend, CpuBackend):
+            raise BackendError(
+                f"{what}: only the CPU's cache can be saved, not {self.backend.name}'s; use backend='cpu'"
+            )
+        return self.backend
+
+    def _identity(self, on: CpuBackend) -> dict[str, str]:
+        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

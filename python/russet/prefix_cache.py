@@ -17,9 +17,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from russet.backends import Session
 from russet.config import Rope
+from russet.errors import NotEnoughMemory
+
+Result = TypeVar("Result")
 
 NEW_TEXT = "new text"
 TURNED_OFF = "turned off"
@@ -99,12 +103,11 @@ class PrefixCache:
             elsewhere = any(_follow(other, prompt)[1] for other in self._roots.values() if other is not root)
             return Known(session, OTHER_FREQUENCIES if elsewhere else NEW_TEXT)
 
-    def put(self, tokens: Sequence[int], session: Session, text_length: int = 0) -> None:
+    def put(self, tokens: Sequence[int], session: Session, rotated: str | None) -> None:
         """Keep a text, or as much of its beginning as the budget allows; the session stays the caller's.
 
-        text_length: of the whole text that its keys were rotated for, where these tokens are a part
+        rotated: by which frequencies its keys are; see frequencies()
         """
-        rotated = frequencies(self._ropes, max(text_length, len(tokens)))
         tokens = list(tokens[: min(session.n_tokens, self.budget // self._bytes_per_token)])
         if self._block_tokens and len(tokens) < session.n_tokens:
             del tokens[len(tokens) // self._block_tokens * self._block_tokens :]
@@ -140,6 +143,15 @@ class PrefixCache:
                 if path[-1].session:
                     break
             return True
+
+    def with_room(self, step: Callable[[], Result], can_repeat: Callable[[], bool] = lambda: True) -> Result:
+        """What a step gives. Where no memory is left for it, texts go, one after the other. Raises NotEnoughMemory."""
+        while True:
+            try:
+                return step()
+            except NotEnoughMemory:
+                if not can_repeat() or not self.drop_oldest():
+                    raise
 
     def clear(self) -> None:
         """Forget all texts."""

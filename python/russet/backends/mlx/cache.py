@@ -40,7 +40,7 @@ class Cache:
     def fork(self, n_tokens: int) -> Cache:
         """Another with the first n_tokens of this one: the same arrays, until either writes."""
         fork = copy(self)
-        fork.keys, fork.values = list(self.keys), list(self.values)
+        fork.keys, fork.values = ([array[...] for array in arrays] for arrays in (self.keys, self.values))
         fork.n_tokens, fork.ahead = n_tokens, None
         return fork
 
