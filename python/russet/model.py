@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,7 +263,7 @@ def _prefix_cache_bytes(said: int | str | None, cache_bytes: int, parts: Parts) 
     """Bytes that kept texts may take of all that caches may."""
     if said is None:
         return max(cache_bytes // 4, memory.in_blocks(parts.n_ctx) * parts.cache_bytes_per_token)
-    return 0 if said in (0, "0") and said is not False else memory.n_bytes(said, "prefix_cache")
+    return 0 if str(said) == "0" else memory.n_bytes(said, "prefix_cache")
 
 
 def _open_device(
@@ -381,7 +382,7 @@ class Model:
         self.rank = rank  #: of this process among those that share the model; 0 where it is alone
         self._new_seed = new_seed
         self._texts = PrefixCache(
-            self.session,
+            partial(backend.session, n_ctx),
             config.ropes,
             bytes_per_token=cache_bytes_per_token,
             block_tokens=backend.block_tokens,

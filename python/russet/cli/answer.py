@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import russet
 from russet.cli.terminal import status
+from russet.model import Prompt
+
+if TYPE_CHECKING:
+    from russet.options import GenerateKeywords
 
 
 @dataclass
@@ -24,11 +28,16 @@ class Answer:
         return self.last.finish_reason if self.last else None
 
 
-def take(pieces: Iterator[russet.Piece], *, show: bool) -> Answer:
+def take(model: russet.Model, prompt: Prompt, options: GenerateKeywords, *, show: bool) -> Answer:
     """Take all pieces, and show their text as they come. Ctrl-C ends the answer early."""
     answer = Answer()
     try:
-        with status("reading the prompt"):
+        with status("reading the prompt") as tell:
+
+            def progress(done: int, total: int) -> None:
+                tell(f"{done:,} of {total:,} tokens")
+
+            pieces = model.stream(prompt, progress=progress, **options)
             piece = next(pieces, None)
         while piece is not None:
             answer.text += piece.text

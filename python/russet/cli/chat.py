@@ -122,7 +122,7 @@ class Chat:
             say(f"/{name}: no such command; " + (f"did you mean /{near[0]}?" if near else "/help lists them"))
 
     def _answer(self) -> None:
-        answer = take(self._model.stream(self._context.prompt(), **self._options), show=True)
+        answer = take(self._model, self._context.prompt(), self._options, show=True)
         last = answer.last
         shifts = self._options.get("context_overflow") == "shift"
         n_tokens = last.prompt_tokens + last.generated_tokens if last else 0
