@@ -95,8 +95,10 @@ def dequantized(folder, quantization) -> russet.Model:
     return russet.Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
-        backend=CpuBackend(parts.config, weights),
+        backend=CpuBackend(parts.config, weights, kv_dtype="float32"),
         n_ctx=128,
+        cache_bytes_per_token=parts.cache_bytes_per_token,
+        prefix_cache_bytes=0,
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
     )

@@ -12,7 +12,7 @@ from russet.options import options_of
     [
         ({"temperatur": 1}, "temperatur: no such option; did you mean 'temperature'"),
         ({"max_token": 1}, "did you mean 'max_tokens'"),
-        ({"zzz": 1}, "known are ignore_eos"),
+        ({"zzz": 1}, "known are context_overflow, ignore_eos"),
         ({"temp": 1, "temperature": 2}, "given twice"),
         ({"top_p": 0}, "top_p: expected more than 0 and at most 1, got 0"),
         ({"top_p": float("nan")}, "top_p: expected"),
@@ -24,6 +24,8 @@ from russet.options import options_of
         ({"stop": [""]}, "stop: expected strings that are not empty"),
         ({"stop": 5}, "stop: expected a string or several"),
         ({"ignore_eos": 1}, "ignore_eos: expected True or False"),
+        ({"context_overflow": "slide"}, "context_overflow: expected 'error' or 'shift', got 'slide'"),
+        ({"n_sinks": -1}, "n_sinks: expected an integer from 0 on, got -1"),
         ({"repetition_penalty": 0}, "repetition_penalty: expected more than 0"),
     ],
 )

@@ -327,9 +327,9 @@ def bound(folder: Path, *, quantize: str | None = None, **options) -> tuple[Conf
 
 
 def load(folder: Path, **options) -> tuple[Config, CpuBackend]:
-    """The checkpoint as russet runs it."""
+    """The checkpoint as russet runs it, keys and values in float32."""
     config, weights = bound(folder, **options)
-    return config, CpuBackend(config, weights, threads=1)
+    return config, CpuBackend(config, weights, threads=1, kv_dtype="float32")
 
 
 @torch.no_grad()

@@ -54,6 +54,33 @@ KvCache::KvCache(const KvCache& origin, int n_tokens)
   std::copy_n(origin.masses_.floats(), masses_.size() / sizeof(float), masses_.floats());
 }
 
+KvCache::KvCache(std::shared_ptr<BlockPool> pool, const Config& c, int n_ctx, int n_tokens,
+                 std::span<const BlockId> tables)
+    : KvCache(std::move(pool), c, n_ctx) {
+  check(n_tokens >= 1 && n_tokens <= n_ctx, ErrorKind::usage, "cache: expected 1 to ", n_ctx, " tokens, got ",
+        n_tokens);
+  const size_t n_blocks = blocks_for(n_tokens);
+  check(tables.size() == n_tables() * n_blocks, ErrorKind::usage, "cache: expected tables of ",
+        n_tables() * n_blocks, " blocks, got ", tables.size());
+  for (size_t layer = 0; layer < windows_.size(); ++layer) {
+    const std::span<const BlockId> first = tables.subspan(layer * n_heads_ * n_blocks, n_blocks);
+    size_t& begin = begin_[layer];
+    while (begin < n_blocks && first[begin] == kNoBlock) ++begin;
+    check(begin <= first_block(layer, n_tokens), ErrorKind::usage, "cache: layer ", layer,
+          " lacks blocks that a token would see");
+    for (size_t head = 0; head < n_heads_; ++head)
+      for (size_t i = 0; i < n_blocks; ++i)
+        check((tables[(layer * n_heads_ + head) * n_blocks + i] == kNoBlock) == (i < begin), ErrorKind::usage,
+              "cache: head ", head, " of layer ", layer, " lacks block ", i);
+  }
+  // From here on nothing throws: what is shared is given back by the destructor.
+  end_ = n_blocks;
+  n_tokens_ = n_tokens;
+  pool_->share(tables);
+  for (size_t t = 0; t < n_tables(); ++t) std::copy_n(tables.data() + t * n_blocks, n_blocks, table_of(t));
+  n_held_ = tables.size() - size_t(std::count(tables.begin(), tables.end(), kNoBlock));
+}
+
 KvCache::~KvCache() {
   for (size_t t = 0; t < n_tables(); ++t) release(table_of(t), table_of(t) + end_);
 }

@@ -9,6 +9,7 @@
 // 2024, arXiv 2410.00161). What is left is no longer what the model would have seen: a lossy trick.
 #pragma once
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/buffer.h"
@@ -21,6 +22,11 @@ class KvCache {
  public:
   KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx, double budget = 1);
   KvCache(const KvCache& origin, int n_tokens);  // a fork of its first n_tokens; throws Error{usage}
+  // Of blocks that others hold, which it shares: tables [n_layers * n_kv_heads][blocks of n_tokens], one
+  // after the other. A table may begin with kNoBlock where its layer's window has given blocks back, and no
+  // other. Throws Error{usage}.
+  KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx, int n_tokens,
+          std::span<const BlockId> tables);
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
   ~KvCache();

@@ -123,6 +123,17 @@ class BlockPool:
 
     info: dict[str, int]
     def __init__(self, config: Config, keys: str, values: str, n_bytes: int) -> None: ...
+    def read(self, blocks: _Array) -> _Array:
+        """Bytes u8 [n, block_bytes] of blocks u32 [n]. Who asks holds them."""
+
+def kv_block_bytes(keys: str, values: str, head_dim: int) -> int: ...
+def restore_caches(
+    pool: BlockPool, model: Model, n_ctx: int, blocks: _Array, sequences: Sequence[tuple[int, _Array]]
+) -> list[KvCache]:
+    """Caches that share blocks of these bytes u8 [n, block_bytes]: all, or none where one is not as it must be.
+
+    sequences: number of tokens, and tables u32 [n_layers, n_kv_heads, n] that count the blocks from 1 on, 0 for none
+    """
 
 class KvCache:
     n_ctx: int

@@ -55,11 +55,6 @@ class Config:
     n_sinks: int = 0  #: first keys of a text that every query sees, whatever the window
     tied_head: bool = False  #: the head is the embedding
 
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values one token takes, in float32."""
-        return self.n_layers * 2 * self.n_kv_heads * self.head_dim * 4
-
 
 class Reader:
     """config.json with types: every value is checked as it is taken, and an error names its key."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from russet import _core
+from russet.config import Config
 from russet.errors import UsageError
 
 #: As load(kv_dtype=) and --kv-dtype name them, and the core.
@@ -36,5 +38,22 @@ class KvDtype:
             raise UsageError("kv_dtype: int4 is for values alone, keys lose too much; take 'int8/int4'")
         return cls(_NAMES[keys], _NAMES[values or keys])
 
+    @classmethod
+    def of_device(cls, said: str | None, dtype: str, backend: str) -> KvDtype:
+        """Of a backend that keeps keys and values in its activations' dtype. Raises UsageError on any other."""
+        own = cls(dtype, dtype)
+        if said is not None and cls.of(said, dtype) != own:
+            raise UsageError(
+                f"kv_dtype: {backend} keeps keys and values in its own dtype, here {own}, got {said!r}; "
+                "leave it out, or load with backend='cpu'"
+            )
+        return own
+
+    def bytes_per_token(self, config: Config) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        block_bytes = _core.kv_block_bytes(self.keys, self.values, config.head_dim)
+        return config.n_layers * config.n_kv_heads * block_bytes // _core.BLOCK_TOKENS
+
     def __str__(self) -> str:
-        return self.keys if self.keys == self.values else f"{self.keys}/{self.values}"
+        said = {name: long for long, name in _NAMES.items()}
+        return said[self.keys] if self.keys == self.values else f"{said[self.keys]}/{said[self.values]}"

@@ -22,7 +22,7 @@ import mmap
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -320,11 +320,19 @@ class Writer:
 
     def write(self, name: str, array: np.ndarray) -> None:
         """The bytes of one of the tensors."""
+        self.write_parts(name, [array])
+
+    def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+        """The same, some rows after the others."""
         begin, end = self._offsets.pop(name)
-        if array.nbytes != end - begin:
-            raise ValueError(f"{name}: expected {end - begin} bytes, got {array.nbytes}")
         self._file.seek(self._begin + begin)
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        n_bytes = 0
+        for array in parts:
+            n_bytes += array.nbytes
+            if n_bytes <= end - begin:
+                self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if n_bytes != end - begin:
+            raise ValueError(f"{name}: expected {end - begin} bytes, got {n_bytes}")
 
     def close(self) -> None:
         """Raises ValueError where a tensor never came."""

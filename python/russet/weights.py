@@ -50,6 +50,15 @@ class Source:
         return self
 
 
+def embed_dtype(tensors: Mapping[str, Tensor], sources: Mapping[str, Source]) -> str:
+    """f32, f16 or bf16: what a checkpoint keeps its embedding in, or the embedding's scales; f32 where it has none."""
+    for name in sources["embed.w"].names if "embed.w" in sources else ():
+        for part in (*group_names(name), name):
+            if part in tensors:
+                return tensors[part].dtype
+    return "f32"
+
+
 #: tensor name -> how a matrix is to be quantised; None: it stays float
 Plan = Mapping[str, Quantization | None]
 

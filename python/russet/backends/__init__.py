@@ -32,7 +32,15 @@ class Session(Protocol):
         ...
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget the tokens from index n_tokens on."""
+        """Forget the tokens from index n_tokens on. Raises UsageError where can_rewind() says no."""
+        ...
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        """Whether what a token after the first n_tokens sees is still there: layers with a window give keys back."""
+        ...
+
+    def fork(self, n_tokens: int) -> Session:
+        """Another conversation that begins with the first n_tokens of this one. Raises as rewind() does."""
         ...
 
     def cache_bytes(self) -> int:
@@ -46,6 +54,7 @@ class Backend(Protocol):
     name: str
     n_threads: int  #: CPU threads it computes on; may be set between calls, sessions stay valid
     weight_bytes: int  #: bytes of weights that computing one more token reads
+    block_tokens: int  #: whose keys and values forks have in common, as long as none writes; 0: a fork is a copy
 
     def session(self, n_ctx: int) -> Session: ...
 

@@ -25,6 +25,9 @@ InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix | _core.AffineMat
 class CoreBackend(ABC):
     """A model on a device of the C++ core."""
 
+    block_tokens = _core.BLOCK_TOKENS
+    pool: _core.BlockPool  #: the memory of all its caches
+
     @abstractmethod
     def session(self, n_ctx: int) -> CoreSession: ...
 
@@ -66,6 +69,12 @@ class CoreSession:
 
     def rewind(self, n_tokens: int) -> None:
         self.cache.truncate(n_tokens)
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        return self.cache.can_truncate(n_tokens)
+
+    def fork(self, n_tokens: int) -> CoreSession:
+        return CoreSession(self.backend, self.cache.fork(n_tokens))
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()

@@ -15,6 +15,7 @@ from russet.kv_dtype import KvDtype
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
 from russet.safetensors import release_pages
+from russet.saved_cache import SavedFile
 from russet.weights import ToQuantize, Weight, Weights
 
 
@@ -79,6 +80,11 @@ class CpuBackend(CoreBackend):
 
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self._kv_budget))
+
+    def restore(self, file: SavedFile, n_ctx: int) -> list[tuple[list[int], CoreSession, str]]:
+        """The texts of a file, each with a session and how it is rotated: all of them, or none."""
+        texts = file.restore(self.pool, self._model, n_ctx)
+        return [(text.tokens, CoreSession(self, text.cache), text.rotated) for text in texts]
 
     def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""

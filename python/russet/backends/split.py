@@ -15,6 +15,7 @@ from russet.backends.mlx.backend import MlxBackend, MlxSession
 from russet.backends.part import part_of
 from russet.config import Config
 from russet.errors import UsageError
+from russet.kv_dtype import KvDtype
 from russet.weights import Weights
 
 _Array = np.ndarray[Any, Any]
@@ -28,11 +29,12 @@ class SplitBackend:
     """The embedding and the first `gpu_layers` layers in MLX; the other layers, the last norm and the head on the CPU.
 
     gpu_layers: at least 1, and fewer than the model has
-    dtype, max_memory: see MlxBackend
+    dtype, max_memory: see MlxBackend; both halves keep keys and values in this dtype
     threads, prefill_threads: see CpuBackend
     """
 
     name = "mlx+cpu"
+    block_tokens = 0  #: of the first half, whose forks are copies
 
     def __init__(
         self,
@@ -47,8 +49,9 @@ class SplitBackend:
     ) -> None:
         first = part_of(config, weights, 0, gpu_layers)
         others = part_of(config, weights, gpu_layers, config.n_layers)
-        self._cpu = CpuBackend(*others, threads=threads, prefill_threads=prefill_threads)
         self._mlx = MlxBackend(*first, dtype=dtype, max_memory=max_memory)
+        kv_dtype = str(KvDtype(self._mlx.dtype, self._mlx.dtype))
+        self._cpu = CpuBackend(*others, threads=threads, prefill_threads=prefill_threads, kv_dtype=kv_dtype)
         self.weight_bytes = self._mlx.layer_bytes + self._cpu.weight_bytes
 
     @property
@@ -108,6 +111,12 @@ class SplitSession:
             raise UsageError(f"truncate: expected 0 to {self.n_tokens} tokens, got {n_tokens}")
         self.on_mlx.rewind(n_tokens)
         self.on_cpu.rewind(n_tokens)
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        return self.on_mlx.can_rewind(n_tokens) and self.on_cpu.can_rewind(n_tokens)
+
+    def fork(self, n_tokens: int) -> SplitSession:
+        return SplitSession(self.backend, self.on_mlx.fork(n_tokens), self.on_cpu.fork(n_tokens))
 
     def cache_bytes(self) -> int:
         return self.on_mlx.cache_bytes() + self.on_cpu.cache_bytes()

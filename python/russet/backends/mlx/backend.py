@@ -48,6 +48,7 @@ class MlxBackend:
 
     name = "mlx"
     n_threads = 1  #: of the CPU: one says what MLX is to do
+    block_tokens = 0  #: MLX's arrays are values: who writes into what a fork has too gets a copy
 
     def __init__(
         self,
@@ -76,6 +77,10 @@ class MlxBackend:
             raise UsageError(f"n_ctx: expected at least 1, got {n_ctx}")
         with _turn(self._shard):
             return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
+
+    def fork(self, cache: Cache, n_tokens: int) -> MlxSession:
+        with _turn(self._shard):
+            return MlxSession(self, cache.fork(n_tokens))
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
         """One ragged batch; see Backend.forward."""
@@ -210,6 +215,14 @@ class MlxSession:
         if n_tokens < self.cache.n_tokens:
             self.cache.ahead = None
         self.cache.n_tokens = n_tokens
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        return 0 <= n_tokens <= self.cache.n_tokens
+
+    def fork(self, n_tokens: int) -> MlxSession:
+        if not self.can_rewind(n_tokens):
+            raise UsageError(f"fork: cannot take the first {n_tokens} of {self.cache.n_tokens} tokens")
+        return self.backend.fork(self.cache, n_tokens)
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()

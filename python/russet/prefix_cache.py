@@ -1,0 +1,245 @@
+"""PrefixCache: texts whose keys and values are kept, so that a prompt that begins as one of them goes on from there.
+
+They make a radix tree over token ids. An edge is a run of ids; the node behind it has a session that holds the text
+from the root to there. Sessions share blocks, so what texts have in common is in memory once:
+
+    (root) --- "You are a pirate. " --- (1) --- "Where is the gold?" --- (2)
+                                         |
+                                         +----- "Sing!" --- (3)
+
+(2) and (3) hold all of their text and share the blocks of (1). A text that leaves an edge in its middle splits it: a
+fork of the session behind becomes a node there. A node has no session only where its layers' windows have given back
+what a fork there would see.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from russet.backends import Session
+from russet.config import Rope
+from russet.errors import NotEnoughMemory
+
+Result = TypeVar("Result")
+
+NEW_TEXT = "new text"
+TURNED_OFF = "turned off"
+OTHER_FREQUENCIES = "rope frequencies differ"
+WINDOW = "a sliding window has given its keys back"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a prompt can begin with."""
+
+    session: Session  #: the caller's own
+    miss: str | None  #: why not all but the prompt's last token is in it; None where it is
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    edge: list[int]  #: ids that lead here from the node before
+    end: int  #: tokens from the root to here
+    session: Session | None = None
+    children: dict[int, _Node] = field(default_factory=dict)  #: by the first token of their edges
+    last_used: int = 0
+
+
+#: From the root to a node, which is the last.
+_Path = list[_Node]
+
+
+class PrefixCache:
+    """Texts that are kept, the least recently used first to go. Threads may share it.
+
+    new_session: makes an empty one
+    bytes_per_token: of keys and values
+    block_tokens: see Backend
+    budget: bytes they may take together; 0 keeps none. Counted in tokens, so that all ranks of a model decide alike.
+    """
+
+    def __init__(
+        self,
+        new_session: Callable[[], Session],
+        ropes: Sequence[Rope],
+        *,
+        bytes_per_token: int,
+        block_tokens: int,
+        budget: int,
+    ) -> None:
+        self.budget = budget
+        self.n_hits = self.n_misses = self.n_tokens_reused = self.peak_bytes = 0
+        self._new_session = new_session
+        self._ropes = ropes
+        self._bytes_per_token = max(1, bytes_per_token)
+        self._block_tokens = block_tokens
+        self._roots: dict[str, _Node] = {}  # keys that are rotated otherwise are another tree's
+        self._clock = 0
+        self._lock = threading.RLock()
+
+    def take(self, prompt: Sequence[int]) -> Known:
+        """A session with what is known of the prompt, but for its last token: that is computed, for its logits."""
+        if not self.budget:
+            return Known(self._new_session(), TURNED_OFF)
+        with self._lock:
+            most = len(prompt) - 1
+            root = self._roots.get(frequencies(self._ropes, len(prompt)) or "", _Node([], 0))
+            path, n_alike = _follow(root, prompt[:most])
+            session = _fork_on_the_way(path, n_alike) or self._new_session()
+            self._touch(path)
+            n_known = session.n_tokens
+            self.n_tokens_reused += n_known
+            self.n_hits += n_known > 0
+            self.n_misses += n_known == 0
+            if n_known == most:
+                return Known(session, None)
+            if n_known < n_alike:
+                return Known(session, WINDOW)
+            if n_known > 0:
+                return Known(session, f"first {n_known:,} of {len(prompt):,} tokens are known")
+            elsewhere = any(_follow(other, prompt)[1] for other in self._roots.values() if other is not root)
+            return Known(session, OTHER_FREQUENCIES if elsewhere else NEW_TEXT)
+
+    def put(self, tokens: Sequence[int], session: Session, rotated: str | None) -> None:
+        """Keep a text, or as much of its beginning as the budget allows; the session stays the caller's.
+
+        rotated: by which frequencies its keys are; see frequencies()
+        """
+        tokens = list(tokens[: min(session.n_tokens, self.budget // self._bytes_per_token)])
+        if self._block_tokens and len(tokens) < session.n_tokens:
+            del tokens[len(tokens) // self._block_tokens * self._block_tokens :]
+        if not tokens or rotated is None or not session.can_rewind(len(tokens)):
+            return
+        with self._lock:
+            root = self._roots.setdefault(rotated, _Node([], 0))
+            path, n_alike = _follow(root, tokens)
+            node = path[-1]
+            if n_alike < len(tokens) or not (node.session and node.session.can_rewind(n_alike)):
+                node = _split(path, n_alike) if n_alike < node.end else node
+                if n_alike < len(tokens):
+                    path.append(_Node(tokens[n_alike:], len(tokens)))
+                    node.children[tokens[n_alike]] = path[-1]
+                    if node.session and session.can_rewind(node.end):
+                        node.session = session.fork(node.end)  # what both hold is then in memory once
+                path[-1].session = session.fork(len(tokens))
+            self._touch(path)
+            while self.bytes() > self.budget and self.drop_oldest():
+                pass
+            self.peak_bytes = max(self.peak_bytes, self.bytes())
+
+    def drop_oldest(self) -> bool:
+        """Forget the text that was used longest ago; False where there is none."""
+        with self._lock:
+            leaves = [path for path in self._paths() if not path[-1].children]
+            if not leaves:
+                return False
+            path = min(leaves, key=lambda path: path[-1].last_used)
+            while len(path) > 1 and not path[-1].children:
+                first = path.pop().edge[0]
+                del path[-1].children[first]
+                if path[-1].session:
+                    break
+            return True
+
+    def with_room(self, step: Callable[[], Result], can_repeat: Callable[[], bool] = lambda: True) -> Result:
+        """What a step gives. Where no memory is left for it, texts go, one after the other. Raises NotEnoughMemory."""
+        while True:
+            try:
+                return step()
+            except NotEnoughMemory:
+                if not can_repeat() or not self.drop_oldest():
+                    raise
+
+    def clear(self) -> None:
+        """Forget all texts."""
+        with self._lock:
+            self._roots.clear()
+
+    def texts(self) -> list[tuple[list[int], Session, str]]:
+        """Every text with a fork of its session and its frequencies, a beginning before what goes on from it."""
+        with self._lock:
+            return [
+                ([token for node in path for token in node.edge], path[-1].session.fork(path[-1].end), rotated)
+                for rotated, root in self._roots.items()
+                for path in _paths([root])
+                if path[-1].session
+            ]
+
+    def bytes(self) -> int:
+        """Of the texts that are kept."""
+        with self._lock:
+            return sum(self._n_tokens(path[-1]) for path in self._paths()) * self._bytes_per_token
+
+    @property
+    def n_texts(self) -> int:
+        with self._lock:
+            return sum(not path[-1].children for path in self._paths())
+
+    def _paths(self) -> Iterator[_Path]:
+        """To every node but the roots."""
+        return (path for root in self._roots.values() for path in _paths([root]))
+
+    def _n_tokens(self, node: _Node) -> int:
+        """Whose keys and values a node has beyond those of the one before: in whole blocks, or in a copy of all."""
+        if not self._block_tokens:
+            return 0 if node.children else node.end
+        begin = (node.end - len(node.edge)) // self._block_tokens
+        return (-(-node.end // self._block_tokens) - begin) * self._block_tokens
+
+    def _touch(self, path: _Path) -> None:
+        self._clock += 1
+        for node in path:
+            node.last_used = self._clock
+
+
+def frequencies(ropes: Sequence[Rope], text_length: int) -> str | None:
+    """By which the keys of a text are rotated: "short" or "long"; None: by those of its very length (dynamic NTK)."""
+    if any(rope.dynamic_factor and text_length > rope.original_ctx for rope in ropes):
+        return None
+    return "long" if is_long(ropes, text_length) else "short"
+
+
+def is_long(ropes: Sequence[Rope], text_length: int) -> bool:
+    """Whether a text of this length has outgrown a longrope's short frequencies."""
+    return any(rope.long_inv_freq and text_length > rope.original_ctx for rope in ropes)
+
+
+def _follow(root: _Node, tokens: Sequence[int]) -> tuple[_Path, int]:
+    """The path that the tokens take, to the node on whose edge they leave the tree; and how many they are by then."""
+    path, n = [root], 0
+    while n == path[-1].end and n < len(tokens) and (node := path[-1].children.get(tokens[n])):
+        begin = n
+        while n < min(len(tokens), node.end) and tokens[n] == node.edge[n - begin]:
+            n += 1
+        path.append(node)
+    return path, n
+
+
+def _fork_on_the_way(path: _Path, n_tokens: int) -> Session | None:
+    """The first n_tokens of the last node's text, or as many as it or one before it still has."""
+    for node in reversed(path):
+        n = min(n_tokens, node.end)
+        if node.session and node.session.can_rewind(n):
+            return node.session.fork(n)
+    return None
+
+
+def _split(path: _Path, at: int) -> _Node:
+    """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
+    behind, before = path.pop(), path[-1]
+    n = at - before.end
+    session = behind.session.fork(at) if behind.session and behind.session.can_rewind(at) else None
+    path.append(_Node(behind.edge[:n], at, session, {behind.edge[n]: behind}, behind.last_used))
+    before.children[behind.edge[0]] = path[-1]
+    behind.edge = behind.edge[n:]
+    return path[-1]
+
+
+def _paths(path: _Path) -> Iterator[_Path]:
+    """To every node behind the last one, a text's beginning before what goes on from it."""
+    for node in path[-1].children.values():
+        yield [*path, node]
+        yield from _paths([*path, node])
