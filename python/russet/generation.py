@@ -103,11 +103,11 @@ class Conversation:
             rows.append(logits)
         return np.concatenate(rows) if all_logits else rows[-1]
 
-    def append_greedy(self, token: int) -> int:
-        """Append a token; the likeliest one after it. Raises NumericalError where a logit is NaN."""
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        """Append a token; the likeliest one after it. is_last: see Session. Raises NumericalError where a logit is NaN."""
         if self._outgrows_rope(len(self._tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
-        likeliest = self.session.append_greedy(token)
+        likeliest = self.session.append_greedy(token, is_last=is_last)
         self._tokens.append(token)
         return likeliest
 
@@ -157,16 +157,16 @@ def generate(
     seen: Sequence[int] = text if options.repetition_penalty != 1 else ()  # else nobody asks what was said
     greedy = options.temperature == 0 and options.repetition_penalty == 1 and options.use_cache
 
-    def after(tokens: Sequence[int]) -> int:
-        """Append tokens; the one chosen to follow them."""
+    def after(tokens: Sequence[int], *, is_last: bool) -> int:
+        """Append tokens; the one chosen to follow them. is_last: it will not be appended itself."""
         try:
             if greedy and len(tokens) == 1:
-                return conversation.append_greedy(tokens[0])
+                return conversation.append_greedy(tokens[0], is_last=is_last)
             return sampler.sample(conversation.append(tokens), seen)
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
-    token = after(prompt[n_cached:])
+    token = after(prompt[n_cached:], is_last=n_most <= 1)
     first = now = time.perf_counter()
 
     def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:
@@ -198,4 +198,4 @@ def generate(
         if n < n_most:
             if not options.use_cache:
                 conversation.rewind(0)
-            token = after(text if not options.use_cache else [token])
+            token = after(text if not options.use_cache else [token], is_last=n + 1 == n_most)

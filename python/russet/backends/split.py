@@ -100,7 +100,7 @@ class SplitSession:
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> _Array:
         return self.backend.run([(self, list(tokens), text_length, all_logits)])
 
-    def append_greedy(self, token: int) -> int:
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return _core.Sampler().sample(self.forward([token]))
 
     def rewind(self, n_tokens: int) -> None:
