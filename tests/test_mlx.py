@@ -289,6 +289,16 @@ def test_a_greedy_token_that_is_not_taken_changes_nothing(mlx, demo):
     assert difference(session.forward([8]), expected.forward([8])) < SAME
 
 
+def test_no_pass_is_begun_for_a_token_that_nobody_asks_for(mlx, monkeypatch):
+    begun = []
+    begin = MlxBackend._begin_greedy
+    monkeypatch.setattr(MlxBackend, "_begin_greedy", lambda *args: (begun.append(args), begin(*args))[1])
+    for n_tokens in (1, 2, 5):
+        begun.clear()
+        mlx.generate(PROMPT, max_tokens=n_tokens, temperature=0, ignore_eos=True)
+        assert len(begun) == n_tokens - 1  # the first token is the prompt's
+
+
 @pytest.mark.parametrize(("family", "case"), [("phi3", 1), ("llama", 3)], ids=["longrope", "dynamic"])
 def test_greedy_tokens_of_a_text_that_outgrows_its_rope(family, case, tmp_path):
     """As generation asks for them: the pass begun ahead of the change must not be taken after it."""

@@ -1,6 +1,7 @@
 """A model whose first layers run in MLX and whose others run on the CPU, against the CPU alone."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 import russet
 from quantisable_models import dequantized, make_quantisable
-from russet import UsageError
+from russet import NotEnoughMemory, UsageError, memory
 from russet.backends.cpu import CpuBackend
+from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.errors import BackendError
+from russet.weights import held_bytes
 from session_promises import check_chunks_ragged_batches_and_rewinding
 from tiny_models import bound, greedy, load, make_case, prompt_of
 
@@ -18,6 +22,7 @@ if importlib.util.find_spec("mlx") is None:
     pytest.skip("mlx is not installed", allow_module_level=True)
 
 from russet.backends.mlx import backend as mlx_backend
+from russet.backends.mlx.backend import MlxBackend
 from russet.backends.split import SplitBackend
 
 torch.set_num_threads(1)
@@ -206,6 +211,62 @@ def test_text_so_far_and_the_same_again(split, monkeypatch):
             next(pieces)
     assert expected.startswith(text)
     assert split.generate(prompt, max_tokens=20, temperature=0) == expected
+
+
+# ---- what a GPU can hold ----
+
+
+def with_room(monkeypatch, working_set):
+    found = probe.find()
+    monkeypatch.setattr(probe, "find", lambda: replace(found, on_gpu=True, working_set=working_set))
+
+
+def bytes_of_layers(model, n):
+    """Of the embedding and the first n layers, with vectors in float32, and of a token's keys and values there."""
+    names = ["model.embed_tokens.", *(f"model.layers.{i}." for i in range(n))]
+    if n == model.config.n_layers:
+        names.append("model.norm.")
+    tensors = [tensor for name, tensor in model.checkpoint.tensors.items() if name.startswith(tuple(names))]
+    weight_bytes = sum(tensor.nbytes if len(tensor.shape) == 2 else 4 * tensor.shape[0] for tensor in tensors)
+    return weight_bytes, model.config.cache_bytes_per_token // model.config.n_layers * n
+
+
+@pytest.mark.parametrize("gpu_layers", [1, 3])
+def test_what_goes_to_the_gpu_must_fit_there(gpu_layers, demo, monkeypatch):
+    weight_bytes, token_bytes = bytes_of_layers(demo, gpu_layers)
+    needed = weight_bytes + 64 * token_bytes
+    with_room(monkeypatch, needed)
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64).n_ctx == 64
+    with_room(monkeypatch, needed - 1)
+    with pytest.raises(NotEnoughMemory) as caught:
+        russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64)
+    gb = memory.gb
+    assert str(caught.value) == (
+        f"gpu_layers={gpu_layers}: on the GPU, weights {gb(weight_bytes)} + cache {gb(64 * token_bytes)} for 64 tokens = "
+        f"{gb(needed)}, but {gb(needed - 1)} may be used; "
+        "load with fewer gpu_layers or a smaller n_ctx, or raise max_memory to try all the same"
+    )
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers - 1, n_ctx=64).n_ctx == 64
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64, max_memory="1GB").n_ctx == 64
+
+
+def test_the_context_is_as_long_as_fits_on_the_gpu(demo, monkeypatch):
+    for gpu_layers in (1, 3, demo.config.n_layers):
+        weight_bytes, token_bytes = bytes_of_layers(demo, gpu_layers)
+        with_room(monkeypatch, weight_bytes + 301 * token_bytes - 1)
+        assert russet.load(backend="mlx", gpu_layers=gpu_layers).n_ctx == 300
+    with_room(monkeypatch, 0)  # it does not say
+    assert russet.load(backend="mlx", gpu_layers=2).n_ctx == demo.config.max_ctx
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_what_is_counted_is_what_is_taken(quantize, tmp_path):
+    make_quantisable(tmp_path, "qwen3")
+    config, weights = part_of(*bound(tmp_path, quantize=quantize), 0, 1)
+    backend = MlxBackend(config, weights)
+    table = weights["embed.w"]
+    table_bytes = held_bytes({"embed.w": table})
+    assert held_bytes(weights) == backend.layer_bytes + table_bytes
 
 
 # ---- what cannot be ----

@@ -44,9 +44,18 @@ def available() -> int:
 
 
 def choose_n_ctx(
-    *, weight_bytes: int, bytes_per_token: int, max_ctx: int, n_ctx: int | None, max_memory: int | str | None
+    *,
+    weight_bytes: int,
+    bytes_per_token: int,
+    max_ctx: int,
+    n_ctx: int | None,
+    max_memory: int | str | None,
+    part: str = "",
+    way_out: str = "load with a smaller n_ctx",
 ) -> int:
     """The context to reserve: n_ctx, or else all the model knows, or as much of it as fits beside the weights.
+
+    part, way_out: for the message: what the sum is of, where it is not the whole model, and what to do
 
     Raises NotEnoughMemory, with the sum, where the weights and n_ctx tokens (at least 256 if not given) do not fit.
     """
@@ -57,9 +66,9 @@ def choose_n_ctx(
     needed = weight_bytes + least * bytes_per_token
     if needed > budget:
         raise NotEnoughMemory(
-            f"weights {gb(weight_bytes)} + cache {gb(least * bytes_per_token)} for {least:,} tokens = {gb(needed)}, "
-            f"but {gb(budget)} {'may be used' if max_memory is not None else 'is free'}; "
-            "load with a smaller n_ctx, or raise max_memory to try all the same"
+            f"{part}weights {gb(weight_bytes)} + cache {gb(least * bytes_per_token)} for {least:,} tokens = "
+            f"{gb(needed)}, but {gb(budget)} {'may be used' if max_memory is not None else 'is free'}; "
+            f"{way_out}, or raise max_memory to try all the same"
         )
     if n_ctx is not None:
         return n_ctx

@@ -19,6 +19,7 @@ from russet import _core, memory
 from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import BackendError, ContextFull, UsageError
@@ -28,7 +29,16 @@ from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.quantization import Quantization
 from russet.tokenizer import Message, Tokenizer
-from russet.weights import Plan, Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
+from russet.weights import (
+    Plan,
+    Weights,
+    bind,
+    find_non_finite,
+    held_bytes,
+    needed_bytes,
+    plan_quantization,
+    without_copied_head,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,7 +85,8 @@ def load(
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
-        the GPU need not have. By default all; 0 is the CPU alone.
+        the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
+        part of the context; by default the context is as long as fits there too.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -110,6 +121,9 @@ def load(
     on: Backend
     if shard and team:
         return _load_shard(parts, shard, team, dtype, max_memory)
+    if gpu_layers is not None:
+        room = max_memory if max_memory is not None else _device_memory(device)
+        parts = _fitted_to_gpu(parts, gpu_layers, n_ctx, room)
     if device is None:
         from russet.backends.cpu import CpuBackend
 
@@ -128,7 +142,7 @@ def load(
         n_layers = parts.config.n_layers
         if gpu_layers is None or gpu_layers == n_layers:
             on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
-        elif 0 < gpu_layers < n_layers:
+        else:
             from russet.backends.split import SplitBackend
 
             on = SplitBackend(
@@ -140,8 +154,6 @@ def load(
                 threads=threads,
                 prefill_threads=prefill_threads,
             )
-        else:
-            raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
     else:
         from russet.backends.metal import MetalBackend
 
@@ -296,6 +308,29 @@ def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
         return None
     working_set: int = device.working_set if isinstance(device, probe.Mlx) else device.info["working_set"]
     return min(working_set, memory.available()) if working_set else None
+
+
+def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int | str | None) -> Parts:
+    """The parts with a context that fits the GPU beside its layers, where n_ctx is not given.
+
+    room: bytes that the GPU can hold; None: it does not say. Raises NotEnoughMemory, with the sum, and UsageError.
+    """
+    n_layers = parts.config.n_layers
+    if not 0 <= gpu_layers <= n_layers:
+        raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
+    if gpu_layers == 0 or room is None:
+        return parts
+    config, weights = part_of(parts.config, parts.weights, 0, gpu_layers)
+    n_ctx = memory.choose_n_ctx(
+        weight_bytes=held_bytes(weights),
+        bytes_per_token=config.cache_bytes_per_token,
+        max_ctx=parts.n_ctx,
+        n_ctx=n_ctx,
+        max_memory=room,
+        part=f"gpu_layers={gpu_layers}: on the GPU, ",
+        way_out="load with fewer gpu_layers or a smaller n_ctx",
+    )
+    return replace(parts, n_ctx=n_ctx)
 
 
 class Model:

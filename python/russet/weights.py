@@ -274,7 +274,24 @@ def _needed_bytes(tensor: Tensor, how: Quantization | None) -> int:
     n_weights = math.prod(tensor.shape)
     if how is None or n_weights == 0:
         return tensor.nbytes
-    return n_weights * how.bits // 8 + 2 * (n_weights // how.group_size) * (tensor.nbytes // n_weights)
+    return _quantized_bytes(n_weights, how, tensor)
+
+
+def _quantized_bytes(n_weights: int, how: Quantization, tensor: Tensor) -> int:
+    """Of so many of a tensor's weights."""
+    item_bytes = tensor.nbytes // math.prod(tensor.shape)
+    return n_weights * how.bits // 8 + 2 * (n_weights // how.group_size) * item_bytes
+
+
+def held_bytes(weights: Weights) -> int:
+    """Bytes of these weights in memory, once those are quantised that wait for it."""
+    return sum(_held_bytes(weight) for weight in weights.values())
+
+
+def _held_bytes(weight: Weight) -> int:
+    if isinstance(weight, ToQuantize):
+        return _quantized_bytes(weight.n_rows * weight.n_cols, weight.how, weight.tensor)
+    return weight.n_bytes if isinstance(weight, QuantizedTensor) else weight[0].nbytes
 
 
 def without_copied_head(
