@@ -1,6 +1,7 @@
 """A model whose first layers run in MLX and whose others run on the CPU, against the CPU alone."""
 
 import importlib.util
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from tiny_models import bound, greedy, load, make_case, prompt_of
 if importlib.util.find_spec("mlx") is None:
     pytest.skip("mlx is not installed", allow_module_level=True)
 
+from russet.backends import split as split_backend
 from russet.backends.mlx import backend as mlx_backend
 from russet.backends.mlx.backend import MlxBackend
 from russet.backends.split import SplitBackend
@@ -156,6 +158,69 @@ def test_positions_that_were_never_learned(tmp_path):
     with pytest.raises(russet.ContextFull, match="161 tokens: the model knows only 160 positions"):
         session.append_greedy(1)
     assert session.n_tokens == 160
+
+
+# ---- halves that overlap ----
+
+
+@pytest.fixture
+def overlapped(monkeypatch) -> russet.Model:
+    monkeypatch.setattr(split_backend, "_OVERLAP_TOKENS", 10)
+    return russet.load(backend="mlx", dtype="float32", gpu_layers=2, n_ctx=64, overlap_prefill=True)
+
+
+@pytest.mark.parametrize("all_logits", [False, True])
+def test_overlapped_halves_give_the_same_bits(all_logits, overlapped, split):
+    ids = prompt_of(37, vocab_size=2000)
+    session, one_by_one = overlapped.session(), split.session()
+    logits = session.forward(ids, all_logits=all_logits)
+    chunks = [one_by_one.forward(ids[i : i + 10], all_logits=all_logits) for i in range(0, 37, 10)]
+    np.testing.assert_array_equal(logits, np.concatenate(chunks) if all_logits else chunks[-1])
+    assert session.n_tokens == 37
+    np.testing.assert_array_equal(session.forward([5]), one_by_one.forward([5]))
+
+
+def test_overlapped_halves_work_at_once(overlapped, monkeypatch):
+    """MLX's second chunk ends while the CPU is at its first: else this waits in vain."""
+    begun = threading.Event()
+    hidden, run = overlapped.backend._mlx.hidden, overlapped.backend._cpu.run
+
+    def counted(parts, calls=[]):  # noqa: B006
+        calls.append(parts)
+        x = hidden(parts)
+        if len(calls) == 2:
+            begun.set()
+        return x
+
+    def waiting(*args):
+        assert begun.wait(60)
+        return run(*args)
+
+    monkeypatch.setattr(overlapped.backend._mlx, "hidden", counted)
+    monkeypatch.setattr(overlapped.backend._cpu, "run", waiting)
+    assert overlapped.session().forward(prompt_of(30)).shape == (1, overlapped.config.vocab_size)
+
+
+def test_an_overlapped_prompt_that_fails_leaves_the_session_as_it_was(overlapped, monkeypatch):
+    session, ids = overlapped.session(), prompt_of(60)
+    session.forward(ids[:5])
+    run, calls = overlapped.backend._cpu.run, []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    with monkeypatch.context() as during:
+        during.setattr(overlapped.backend._cpu, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.forward(ids[5:])
+    assert session.n_tokens == 5
+    with pytest.raises(russet.ContextFull, match="n_ctx is 64"):
+        session.forward(ids)  # the fourth chunk does not fit
+    assert session.n_tokens == 5
+    assert difference(session.forward(ids[5:]), overlapped.session().forward(ids)) < SAME
 
 
 # ---- what fails between the halves ----

@@ -66,6 +66,7 @@ def load(
     backend: str = "auto",
     dtype: str | None = None,
     gpu_layers: int | None = None,
+    overlap_prefill: bool = False,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
@@ -87,6 +88,8 @@ def load(
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
         the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
         part of the context; by default the context is as long as fits there too.
+    overlap_prefill: with gpu_layers: while the CPU is at one part of a prompt, MLX computes the next. It pays where the
+        two share nothing but memory, which has not been measured yet.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -153,6 +156,7 @@ def load(
                 max_memory=limit,
                 threads=threads,
                 prefill_threads=prefill_threads,
+                overlap_prefill=overlap_prefill,
             )
     else:
         from russet.backends.metal import MetalBackend
