@@ -60,12 +60,9 @@ class TokenByToken(ABC):
         """Forget the tokens from index n_tokens on."""
 
     def generate(self, cache: Any, token: int, n_tokens: int) -> None:
-        """Append a token, and the likeliest after it, until n_tokens are chosen: the program's own loop, if it has one."""
+        """Append a token, then the likeliest, until n_tokens are chosen: the program's own loop, if it has one."""
         for _ in range(n_tokens):
             token = self.append(cache, [token])
-
-    def rest(self) -> None:
-        """Wait for what was begun and is asked for no more: it shall not be measured with the next contender."""
 
     def prefill(self, prompt: list[int]) -> float:
         cache = self.empty()
@@ -77,9 +74,7 @@ class TokenByToken(ABC):
             self.contexts[len(context)] = cache, self.append(cache, context)
         cache, token = self.contexts[len(context)]
         self.rewind(cache, len(context))
-        took = seconds(lambda: self.generate(cache, token, n_tokens))
-        self.rest()
-        return took
+        return seconds(lambda: self.generate(cache, token, n_tokens))
 
 
 class Russet(TokenByToken):
@@ -164,8 +159,10 @@ class Mlx(TokenByToken):
         for _ in self.generate_step(self.mx.array([token]), self.model, max_tokens=n_tokens, prompt_cache=cache):
             pass
 
-    def rest(self) -> None:
-        self.mx.synchronize(self.stream)
+    def decode(self, context: list[int], n_tokens: int) -> float:
+        took = super().decode(context, n_tokens)
+        self.mx.synchronize(self.stream)  # it has begun one token more, which shall not be measured with the next peer
+        return took
 
     def rewind(self, cache: Any, n_tokens: int) -> None:
         self.cache.trim_prompt_cache(cache, cache[0].offset - n_tokens)

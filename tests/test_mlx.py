@@ -21,7 +21,18 @@ from russet.generation import Conversation
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
 from session_promises import check_chunks_ragged_batches_and_rewinding
-from tiny_models import CASES, bound, expected_logits, greedy, load, longrope, make, make_case, prompt_of
+from tiny_models import (
+    CASES,
+    bound,
+    expected_logits,
+    greedy,
+    load,
+    longrope,
+    make,
+    make_case,
+    prompt_of,
+    shift_weights,
+)
 
 if importlib.util.find_spec("mlx") is None:
     pytest.skip("mlx is not installed", allow_module_level=True)
@@ -454,8 +465,11 @@ def test_a_limit_of_memory_is_mlxs_too():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-def test_weights_are_in_memory_once(tmp_path):
+@pytest.mark.parametrize("shifted", [False, True])
+def test_weights_are_in_memory_once(shifted, tmp_path):
     make(tmp_path, "llama", dtype=torch.bfloat16, intermediate_size=4096, hidden_size=256, num_attention_heads=4)
+    if shifted:
+        shift_weights(tmp_path)
     code = """
 import sys, russet, mlx.core as mx
 from russet.backends.mlx.backend import MlxBackend
@@ -463,8 +477,8 @@ from tiny_models import bound
 def now():
     status = dict(line.split(':') for line in open('/proc/self/status'))
     return sum(int(status[key].split()[0]) * 1024 for key in ('RssAnon', 'RssFile'))
-weights = bound(sys.argv[1])
 before = now()
+weights = bound(sys.argv[1])
 backend = MlxBackend(*weights)
 print(now() - before, backend.weight_bytes)
 """

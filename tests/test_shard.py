@@ -146,7 +146,7 @@ def test_ranks_give_the_answer_of_one(shard, n_ranks, models, folders, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", ["tensor", "pipeline"])
 def test_half_precision(shard, tmp_path):
-    """Beside the CPU in float32, bounded as one process is in test_mlx.py: a rank's rounding of its part is no worse."""
+    """Beside the CPU in float32, bounded as one process is in test_mlx.py: a part's rounding is no worse."""
     types = {"f16": torch.float16, "bf16": torch.bfloat16}
     jobs = {}
     for name, dtype in types.items():

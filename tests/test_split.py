@@ -307,8 +307,8 @@ def test_what_goes_to_the_gpu_must_fit_there(gpu_layers, demo, monkeypatch):
         russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64)
     gb = memory.gb
     assert str(caught.value) == (
-        f"gpu_layers={gpu_layers}: on the GPU, weights {gb(weight_bytes)} + cache {gb(64 * token_bytes)} for 64 tokens = "
-        f"{gb(needed)}, but {gb(needed - 1)} may be used; "
+        f"gpu_layers={gpu_layers}: on the GPU, weights {gb(weight_bytes)} + cache {gb(64 * token_bytes)} for 64 "
+        f"tokens = {gb(needed)}, but {gb(needed - 1)} may be used; "
         "load with fewer gpu_layers or a smaller n_ctx, or raise max_memory to try all the same"
     )
     assert russet.load(backend="mlx", gpu_layers=gpu_layers - 1, n_ctx=64).n_ctx == 64

@@ -104,7 +104,7 @@ class Conversation:
         return np.concatenate(rows) if all_logits else rows[-1]
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
-        """Append a token; the likeliest one after it. is_last: see Session. Raises NumericalError where a logit is NaN."""
+        """Append a token; the likeliest one after it. See Session.append_greedy()."""
         if self._outgrows_rope(len(self._tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
         likeliest = self.session.append_greedy(token, is_last=is_last)

@@ -17,7 +17,7 @@ import numpy as np
 from russet.config import Config
 from russet.errors import UsageError, WeightsError
 from russet.quantization import BITS, GROUP_SIZES, Quantization, QuantizedTensor, quantize_matrix
-from russet.safetensors import Tensor, release_pages, widened
+from russet.safetensors import Tensor, aligned, release_pages, widened
 
 DTYPES = ("f32", "f16", "bf16")
 
@@ -66,13 +66,14 @@ class ToQuantize:
 
     def quantize(self, n_threads: int = 1) -> QuantizedTensor:
         """Raises WeightsError, with the tensor's name, on NaN and infinity."""
-        floats = floats_of(self.tensor, self.source)
+        floats = aligned(floats_of(self.tensor, self.source))
         quantized = quantize_matrix(floats, self.tensor.dtype, self.how, name=self.tensor.name, n_threads=n_threads)
         release_pages(self.tensor.data)
         return quantized
 
 
 #: (array, dtype): a matrix as stored (bf16 as uint16), or a vector widened to float32. Or a matrix in affine groups.
+#: Views of the file, which MLX writes without regard to alignment: a backend copies such one by one (see aligned()).
 Weight = tuple[np.ndarray[Any, Any], str] | QuantizedTensor | ToQuantize
 
 Weights = dict[str, Weight]  #: by role
@@ -186,7 +187,7 @@ def _take(tensor: Tensor, source: Source) -> tuple[np.ndarray[Any, Any], str]:
 
 def floats_of(tensor: Tensor, source: Source) -> np.ndarray[Any, Any]:
     """The source's part of the tensor, outputs by inputs and contiguous: a view wherever it can be."""
-    array = tensor.numpy()
+    array = tensor.view()
     if source.transposed and array.ndim == 2:
         array = array.T
     if source.rows is not None:
@@ -229,7 +230,7 @@ def _quantized(tensors: Mapping[str, Tensor], codes: Tensor, source: Source, sha
             f"{codes.name}: expected [{n_rows}, {n_cols}] in 8 or 4 bits and groups of 32, 64 or 128, got codes "
             f"{list(codes.shape)}, scales {list(scales.shape)}, biases {list(biases.shape)}"
         )
-    quantized = QuantizedTensor(codes.numpy(), scales.numpy(), biases.numpy(), scales.dtype, int(bits), int(group_size))
+    quantized = QuantizedTensor(codes.view(), scales.view(), biases.view(), scales.dtype, int(bits), int(group_size))
     return quantized if source.rows is None else quantized.rows(source.rows)
 
 
