@@ -305,9 +305,12 @@ def test_no_pass_is_begun_for_a_token_that_nobody_asks_for(mlx, monkeypatch):
     begin = MlxBackend._begin_greedy
     monkeypatch.setattr(MlxBackend, "_begin_greedy", lambda *args: (begun.append(args), begin(*args))[1])
     for n_tokens in (1, 2, 5):
-        begun.clear()
-        mlx.generate(PROMPT, max_tokens=n_tokens, temperature=0, ignore_eos=True)
-        assert len(begun) == n_tokens - 1  # the first token is the prompt's
+        for n_of_prompt in (0, 1):  # the first token is the prompt's; then of the prompt all but its last is known
+            if n_of_prompt == 0:
+                mlx.clear_cache()
+            begun.clear()
+            mlx.generate(PROMPT, max_tokens=n_tokens, temperature=0, ignore_eos=True)
+            assert len(begun) == n_tokens - 1 + n_of_prompt
 
 
 @pytest.mark.parametrize(("family", "case"), [("phi3", 1), ("llama", 3)], ids=["longrope", "dynamic"])
