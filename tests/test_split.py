@@ -181,22 +181,21 @@ def test_overlapped_halves_give_the_same_bits(all_logits, overlapped, split):
 
 
 def test_overlapped_halves_work_at_once(overlapped, monkeypatch):
-    """MLX's second chunk ends while the CPU is at its first: else this waits in vain."""
-    begun = threading.Event()
+    """MLX ends its second chunk while the CPU is at the first: else this waits in vain."""
+    chunks, second = [], threading.Event()
     hidden, run = overlapped.backend._mlx.hidden, overlapped.backend._cpu.run
 
-    def counted(parts, calls=[]):  # noqa: B006
-        calls.append(parts)
-        x = hidden(parts)
-        if len(calls) == 2:
-            begun.set()
-        return x
+    def noted(parts):
+        chunks.append(hidden(parts))
+        if len(chunks) == 2:
+            second.set()
+        return chunks[-1]
 
     def waiting(*args):
-        assert begun.wait(60)
+        assert second.wait(60)
         return run(*args)
 
-    monkeypatch.setattr(overlapped.backend._mlx, "hidden", counted)
+    monkeypatch.setattr(overlapped.backend._mlx, "hidden", noted)
     monkeypatch.setattr(overlapped.backend._cpu, "run", waiting)
     assert overlapped.session().forward(prompt_of(30)).shape == (1, overlapped.config.vocab_size)
 
@@ -344,6 +343,8 @@ def test_what_cannot_be_is_refused():
     for backend in ("cpu", "metal", "metal-sim"):
         with pytest.raises(UsageError, match=f"gpu_layers: MLX alone shares layers.*, got backend='{backend}'; take"):
             russet.load(backend=backend, gpu_layers=1)
+    with pytest.raises(UsageError, match=r"overlap_prefill: .* say how many gpu_layers"):
+        russet.load(backend="mlx", overlap_prefill=True)
 
 
 def test_the_last_layers_need_an_x(split):

@@ -109,6 +109,8 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    if overlap_prefill and gpu_layers is None:
+        raise UsageError("overlap_prefill: it is the halves of a model that overlap; say how many gpu_layers")
     device = _open_device(backend, dtype, keep_packed, gpu_layers)
     team = _join(shard, device, gpu_layers)
     parts = read_parts(
