@@ -18,6 +18,7 @@ from russet import _core, memory, saved_cache
 from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import BackendError, ContextFull, UsageError
@@ -36,6 +37,7 @@ from russet.weights import (
     bind,
     embed_dtype,
     find_non_finite,
+    held_bytes,
     needed_bytes,
     plan_quantization,
     without_copied_head,
@@ -69,6 +71,7 @@ def load(
     dtype: str | None = None,
     kv_dtype: str | None = None,
     gpu_layers: int | None = None,
+    overlap_prefill: bool = False,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
@@ -91,7 +94,10 @@ def load(
     kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
         and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype.
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
-        the GPU need not have. By default all; 0 is the CPU alone.
+        the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
+        part of the context; by default the context is as long as fits there too.
+    overlap_prefill: with gpu_layers: while the CPU is at one part of a prompt, MLX computes the next. It pays where the
+        two share nothing but memory, which has not been measured yet.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -114,6 +120,8 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    if overlap_prefill and gpu_layers is None:
+        raise UsageError("overlap_prefill: it is the halves of a model that overlap; say how many gpu_layers")
     device = _open_device(backend, dtype, keep_packed, gpu_layers)
     team = _join(shard, device, gpu_layers)
     parts = read_parts(
@@ -133,6 +141,9 @@ def load(
     on: Backend
     if shard and team:
         return _load_shard(parts, shard, team, dtype, max_memory, prefix_cache)
+    if gpu_layers is not None:
+        room = max_memory if max_memory is not None else _device_memory(device)
+        parts = _fitted_to_gpu(parts, gpu_layers, n_ctx, room)
     if device is None:
         from russet.backends.cpu import CpuBackend
 
@@ -153,7 +164,7 @@ def load(
         n_layers = parts.config.n_layers
         if gpu_layers is None or gpu_layers == n_layers:
             on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
-        elif 0 < gpu_layers < n_layers:
+        else:
             from russet.backends.split import SplitBackend
 
             on = SplitBackend(
@@ -164,9 +175,8 @@ def load(
                 max_memory=limit,
                 threads=threads,
                 prefill_threads=prefill_threads,
+                overlap_prefill=overlap_prefill,
             )
-        else:
-            raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
     else:
         from russet.backends.metal import MetalBackend
 
@@ -351,6 +361,29 @@ def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
         return None
     working_set: int = device.working_set if isinstance(device, probe.Mlx) else device.info["working_set"]
     return min(working_set, memory.available()) if working_set else None
+
+
+def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int | str | None) -> Parts:
+    """The parts with a context that fits the GPU beside its layers, where n_ctx is not given.
+
+    room: bytes that the GPU can hold; None: it does not say. Raises NotEnoughMemory, with the sum, and UsageError.
+    """
+    n_layers = parts.config.n_layers
+    if not 0 <= gpu_layers <= n_layers:
+        raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
+    if gpu_layers == 0 or room is None:
+        return parts
+    _, weights = part_of(parts.config, parts.weights, 0, gpu_layers)
+    n_ctx = memory.choose_n_ctx(
+        weight_bytes=held_bytes(weights),
+        bytes_per_token=parts.cache_bytes_per_token * gpu_layers // n_layers,
+        max_ctx=parts.n_ctx,
+        n_ctx=n_ctx,
+        max_memory=room,
+        part=f"gpu_layers={gpu_layers}: on the GPU, ",
+        way_out="load with fewer gpu_layers or a smaller n_ctx",
+    )
+    return replace(parts, n_ctx=n_ctx)
 
 
 class Model:

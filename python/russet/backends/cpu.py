@@ -14,7 +14,7 @@ from russet.errors import UsageError
 from russet.kv_dtype import KvDtype
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
-from russet.safetensors import release_pages
+from russet.safetensors import aligned, release_pages
 from russet.saved_cache import SavedFile
 from russet.weights import ToQuantize, Weight, Weights
 
@@ -103,14 +103,20 @@ def _in_core(weights: Weights, n_threads: int, file: PackedFile | None, keep: bo
         packed = {role: _pack(arena, weights[role], n_threads) for role in weights if role in roles}
         if file and keep:
             file.write(arena, packed)
-    return {role: packed[role] if role in roles else weight for role, weight in weights.items()}  # type: ignore[misc]
+    return {role: packed[role] if role in roles else _floats(weight) for role, weight in weights.items()}
+
+
+def _floats(weight: Weight) -> _InCore:
+    assert isinstance(weight, tuple)
+    return aligned(weight[0]), weight[1]
 
 
 def _pack(arena: _core.Arena, weight: Weight, n_threads: int) -> _core.PackedMatrix:
     """One matrix at a time: its codes are there twice only until it is packed."""
     q = weight.quantize(n_threads) if isinstance(weight, ToQuantize) else weight
     assert isinstance(q, QuantizedTensor)
-    packed = _core.PackedMatrix(arena, q.codes, q.scales, q.biases, q.dtype, q.bits, q.group_size, n_threads)
+    codes, scales, biases = (aligned(array) for array in (q.codes, q.scales, q.biases))
+    packed = _core.PackedMatrix(arena, codes, scales, biases, q.dtype, q.bits, q.group_size, n_threads)
     for array in (q.codes, q.scales, q.biases):
         release_pages(array)
     return packed
