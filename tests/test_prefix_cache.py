@@ -239,6 +239,18 @@ def test_a_shared_beginning_is_in_memory_once(plain):
     assert texts.bytes() == (2 + 5) * BLOCK * backend.kv_dtype.bytes_per_token(config)
 
 
+def test_a_prompt_shares_the_block_that_its_answer_begins_in(plain):
+    config, backend = plain
+    texts = make_texts(config, backend, 400, n_blocks=12)
+    session = backend.session(400)
+    for tokens in ([1] * 10, [2] * 10):
+        append(session, tokens)
+        texts.put([1] * 10 + [2] * (session.n_tokens - 10), session, "short")
+    del session
+    assert backend.pool.info["n_in_use"] == config.n_layers * config.n_kv_heads
+    assert texts.take([1] * 10 + [3]).session.n_tokens == 10
+
+
 def test_the_least_recently_used_text_goes_first(plain):
     texts = kept(*plain, [1] * 64, [2] * 64, [3] * 64, n_blocks=3)
     texts.take([1] * 64)

@@ -71,7 +71,7 @@ def choose_n_ctx(
         raise NotEnoughMemory(
             f"weights {gb(weight_bytes)} + cache {gb(cache_bytes)} for {least:,} tokens = {gb(needed)}, "
             f"but {gb(may_use)} {'may be used' if max_memory is not None else 'is free'}; "
-            "load with a smaller n_ctx, or raise max_memory to try all the same"
+            "load with a smaller n_ctx or kv_dtype='int8', or raise max_memory to try all the same"
         )
     if n_ctx is not None:
         return n_ctx
