@@ -28,14 +28,14 @@ def make_backend(config, n_blocks, kv_dtype="float32"):
     return CpuBackend(config, weights, threads=1, kv_dtype=kv_dtype, cache_bytes=n_blocks * n_heads * block_bytes)
 
 
-def make_texts(config, backend, n_ctx, *, n_blocks):
+def make_texts(config, backend, n_ctx, *, n_blocks, block_tokens=BLOCK):
     """Kept texts of at most so many blocks for every head."""
     per_token = backend.kv_dtype.bytes_per_token(config)
     return PrefixCache(
         lambda: backend.session(n_ctx),
         config.ropes,
         bytes_per_token=per_token,
-        block_tokens=BLOCK,
+        block_tokens=block_tokens,
         budget=n_blocks * BLOCK * per_token,
     )
 
@@ -64,9 +64,16 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize(
-    ("windows", "kv_dtype"), [((0, 0), "float32"), ((0, 70), "float32"), ((5, 130), "float16"), ((0, 0), "int8/int4")]
+    ("windows", "kv_dtype", "block_tokens"),
+    [
+        ((0, 0), "float32", BLOCK),
+        ((0, 0), "float32", 0),  # as if forks were copies
+        ((0, 70), "float32", BLOCK),
+        ((5, 130), "float16", BLOCK),
+        ((0, 0), "int8/int4", BLOCK),
+    ],
 )
-def test_any_program_gives_what_a_fresh_run_gives(windows, kv_dtype, tmp_path_factory):
+def test_any_program_gives_what_a_fresh_run_gives(windows, kv_dtype, block_tokens, tmp_path_factory):
     n_ctx = 400
     config = random_config(layer_window=windows)
     backend = make_backend(config, 16, kv_dtype)
@@ -126,7 +133,7 @@ def test_any_program_gives_what_a_fresh_run_gives(windows, kv_dtype, tmp_path_fa
     @settings(max_examples=15, deadline=None)
     @given(STEPS)
     def check_program(steps):
-        texts = make_texts(config, backend, n_ctx, n_blocks=6)
+        texts = make_texts(config, backend, n_ctx, n_blocks=6, block_tokens=block_tokens)
         play(steps, texts)
         texts.clear()
         assert backend.pool.info["n_in_use"] == 0
@@ -232,6 +239,18 @@ def test_a_shared_beginning_is_in_memory_once(plain):
     assert texts.bytes() == (2 + 5) * BLOCK * backend.kv_dtype.bytes_per_token(config)
 
 
+def test_a_prompt_shares_the_block_that_its_answer_begins_in(plain):
+    config, backend = plain
+    texts = make_texts(config, backend, 400, n_blocks=12)
+    session = backend.session(400)
+    for tokens in ([1] * 10, [2] * 10):
+        append(session, tokens)
+        texts.put([1] * 10 + [2] * (session.n_tokens - 10), session, "short")
+    del session
+    assert backend.pool.info["n_in_use"] == config.n_layers * config.n_kv_heads
+    assert texts.take([1] * 10 + [3]).session.n_tokens == 10
+
+
 def test_the_least_recently_used_text_goes_first(plain):
     texts = kept(*plain, [1] * 64, [2] * 64, [3] * 64, n_blocks=3)
     texts.take([1] * 64)
@@ -244,6 +263,23 @@ def test_the_least_recently_used_text_goes_first(plain):
 def test_of_a_text_beyond_the_budget_its_beginning_is_kept(plain):
     texts = kept(*plain, [1, 2, 3] * 100, n_blocks=2)
     assert texts.take([1, 2, 3] * 100).session.n_tokens == 2 * BLOCK
+
+
+def test_where_forks_are_copies_a_text_that_goes_on_is_taken_out(plain):
+    config, backend = plain
+    texts = make_texts(config, backend, 400, n_blocks=12, block_tokens=0)
+    session = backend.session(400)
+    append(session, [1, 2, 3])
+    texts.put([1, 2, 3], session, "short")
+    del session
+    n_in_use = backend.pool.info["n_in_use"]
+    found = texts.take([1, 2, 3, 4])
+    assert (found.session.n_tokens, found.miss, texts.n_texts) == (3, None, 0)
+    append(found.session, [4])
+    assert backend.pool.info["n_in_use"] == n_in_use
+    texts.put([1, 2, 3, 4], found.session, "short")
+    assert texts.take([1, 2, 9]).session.n_tokens == 2
+    assert texts.n_texts == 1
 
 
 # ---- a model's memory ----

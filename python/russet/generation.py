@@ -137,6 +137,11 @@ class Conversation:
         if self._texts is not None:
             self._texts.put(self.tokens, self.session, self.rotated)
 
+    def keep_prompt(self) -> None:
+        """The same in the middle of a text, where that is no copy."""
+        if self._texts is not None and self._texts.forks_share:
+            self.keep()
+
     @property
     def rotated(self) -> str | None:
         """By which frequencies its keys are; see prefix_cache.frequencies()."""
@@ -203,7 +208,7 @@ def generate(
     token = after(prompt[n_cached:], progress, is_last=n_most <= 1)
     first = now = time.perf_counter()
     if options.use_cache:
-        conversation.keep()
+        conversation.keep_prompt()
     progress(len(prompt), len(prompt))
 
     def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:

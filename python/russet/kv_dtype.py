@@ -30,13 +30,12 @@ class KvDtype:
         """
         if said is None:
             return cls() if weights_dtype == "f32" else cls("f16", "f16")
-        keys, _, values = said.partition("/")
-        for name in (keys, values or keys):
-            if name not in _NAMES:
-                raise UsageError(f"kv_dtype: expected {', '.join(_NAMES)}, or two of them as keys/values, got {said!r}")
-        if keys == "int4":
+        names = said.split("/")
+        if len(names) > 2 or not set(names) <= _NAMES.keys():
+            raise UsageError(f"kv_dtype: expected {', '.join(_NAMES)}, or two of them as keys/values, got {said!r}")
+        if names[0] == "int4":
             raise UsageError("kv_dtype: int4 is for values alone, keys lose too much; take 'int8/int4'")
-        return cls(_NAMES[keys], _NAMES[values or keys])
+        return cls(_NAMES[names[0]], _NAMES[names[-1]])
 
     @classmethod
     def of_device(cls, said: str | None, dtype: str, backend: str) -> KvDtype:

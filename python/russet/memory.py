@@ -62,7 +62,7 @@ def choose_n_ctx(
     n_ctx: int | None,
     max_memory: int | str | None,
     part: str = "",
-    way_out: str = "load with a smaller n_ctx",
+    way_out: str = "load with a smaller n_ctx or kv_dtype='int8'",
 ) -> int:
     """The context to reserve: n_ctx, or else all the model knows, or as much of it as fits beside the weights.
 

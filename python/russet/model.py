@@ -20,7 +20,7 @@ from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
-from russet.config import Config, Reader
+from russet.config import Config, Reader, with_window
 from russet.errors import BackendError, ContextFull, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
 from russet.kv_dtype import KvDtype
@@ -70,6 +70,9 @@ def load(
     backend: str = "auto",
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    kv_budget: float = 1.0,
+    kv_window: int | None = None,
+    attention: str = "exact",
     gpu_layers: int | None = None,
     overlap_prefill: bool = False,
     threads: int | None = None,
@@ -93,6 +96,11 @@ def load(
         the checkpoint. The CPU computes in float32.
     kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
         and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype.
+    kv_budget: share of its keys and values that a text keeps on the CPU, those looked at most (arXiv 2410.00161)
+    kv_window: keys that a token sees on the CPU, the newest, beside the first 4 (arXiv 2309.17453); by default all
+    attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
+        Like kv_budget, kv_window and an int8 cache it loses something: docs/cache.md says what, and `russet perplexity
+        --against` measures it.
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
         the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
         part of the context; by default the context is as long as fits there too.
@@ -138,6 +146,9 @@ def load(
     if device is not None:
         name = "mlx" if isinstance(device, probe.Mlx) else "metal"
         KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name)
+        _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
+    elif kv_window is not None:
+        parts = replace(parts, config=with_window(parts.config, kv_window))
     on: Backend
     if shard and team:
         return _load_shard(parts, shard, team, dtype, max_memory, prefix_cache)
@@ -155,6 +166,8 @@ def load(
             packed_file=PackedFile(parts.checkpoint, parts.quantization),
             keep_packed=keep_packed,
             kv_dtype=kv_dtype,
+            kv_budget=kv_budget,
+            attention=attention,
             cache_bytes=parts.cache_bytes,
         )
     elif isinstance(device, probe.Mlx):
@@ -303,6 +316,13 @@ def _open_device(
     from russet.backends.metal import open_device
 
     return open_device(simulated=backend == "metal-sim")
+
+
+def _refuse_lossy(backend: str, **options: tuple[object, object]) -> None:
+    """options: name -> what is asked for, and what leaves it off. Raises UsageError where one is not off."""
+    for name, (said, off) in options.items():
+        if said != off:
+            raise UsageError(f"{name}: the CPU alone has it, got {name}={said!r} with backend={backend!r}")
 
 
 def _join(shard: str | None, device: _core.MetalDevice | probe.Mlx | None, gpu_layers: int | None) -> Team | None:

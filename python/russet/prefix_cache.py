@@ -8,12 +8,13 @@ from the root to there. Sessions share blocks, so what texts have in common is i
                                          +----- "Sing!" --- (3)
 
 (2) and (3) hold all of their text and share the blocks of (1). A text that leaves an edge in its middle splits it: a
-fork of the session behind becomes a node there. A node has no session only where its layers' windows have given back
-what a fork there would see.
+fork of the session behind becomes a node there; but none where layers' windows have given back what it would see, or
+where forks are copies.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class PrefixCache:
         self._ropes = ropes
         self._bytes_per_token = max(1, bytes_per_token)
         self._block_tokens = block_tokens
+        self.forks_share = block_tokens > 0  #: else a fork that goes on is a copy
         self._roots: dict[str, _Node] = {}  # keys that are rotated otherwise are another tree's
         self._clock = 0
         self._lock = threading.RLock()
@@ -88,8 +90,7 @@ class PrefixCache:
             most = len(prompt) - 1
             root = self._roots.get(frequencies(self._ropes, len(prompt)) or "", _Node([], 0))
             path, n_alike = _follow(root, prompt[:most])
-            session = _fork_on_the_way(path, n_alike) or self._new_session()
-            self._touch(path)
+            session = self._session_on(path, n_alike) or self._new_session()
             n_known = session.n_tokens
             self.n_tokens_reused += n_known
             self.n_hits += n_known > 0
@@ -118,11 +119,11 @@ class PrefixCache:
             path, n_alike = _follow(root, tokens)
             node = path[-1]
             if n_alike < len(tokens) or not (node.session and node.session.can_rewind(n_alike)):
-                node = _split(path, n_alike) if n_alike < node.end else node
+                node = self._split(path, n_alike) if n_alike < node.end else node
                 if n_alike < len(tokens):
                     path.append(_Node(tokens[n_alike:], len(tokens)))
                     node.children[tokens[n_alike]] = path[-1]
-                    if node.session and session.can_rewind(node.end):
+                    if self.forks_share and node.session and session.can_rewind(node.end):
                         node.session = session.fork(node.end)  # what both hold is then in memory once
                 path[-1].session = session.fork(len(tokens))
             self._touch(path)
@@ -136,12 +137,7 @@ class PrefixCache:
             leaves = [path for path in self._paths() if not path[-1].children]
             if not leaves:
                 return False
-            path = min(leaves, key=lambda path: path[-1].last_used)
-            while len(path) > 1 and not path[-1].children:
-                first = path.pop().edge[0]
-                del path[-1].children[first]
-                if path[-1].session:
-                    break
+            _cut_off(min(leaves, key=lambda path: path[-1].last_used))
             return True
 
     def with_room(self, step: Callable[[], Result], can_repeat: Callable[[], bool] = lambda: True) -> Result:
@@ -178,14 +174,39 @@ class PrefixCache:
         with self._lock:
             return sum(not path[-1].children for path in self._paths())
 
+    def _session_on(self, path: _Path, n_tokens: int) -> Session | None:
+        """The first n_tokens of the last node's text, or as many as it or one before it still has."""
+        self._touch(path)
+        leaf = path[-1]
+        if not self.forks_share and n_tokens == leaf.end and leaf.session and not leaf.children:
+            _cut_off(path)  # going on in a fork would copy it all; it comes back when the longer text is kept
+            return leaf.session
+        behind = (further[-1] for further in _paths(path))
+        for node in itertools.chain([leaf], behind, reversed(path)):
+            n = min(n_tokens, node.end)
+            if node.session and node.session.can_rewind(n):
+                return node.session.fork(n)
+        return None
+
+    def _split(self, path: _Path, at: int) -> _Node:
+        """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
+        behind, before = path.pop(), path[-1]
+        n, session = at - before.end, None
+        if self.forks_share and behind.session and behind.session.can_rewind(at):
+            session = behind.session.fork(at)
+        path.append(_Node(behind.edge[:n], at, session, {behind.edge[n]: behind}, behind.last_used))
+        before.children[behind.edge[0]] = path[-1]
+        behind.edge = behind.edge[n:]
+        return path[-1]
+
     def _paths(self) -> Iterator[_Path]:
         """To every node but the roots."""
         return (path for root in self._roots.values() for path in _paths([root]))
 
     def _n_tokens(self, node: _Node) -> int:
         """Whose keys and values a node has beyond those of the one before: in whole blocks, or in a copy of all."""
-        if not self._block_tokens:
-            return 0 if node.children else node.end
+        if not self.forks_share:
+            return node.end if node.session else 0
         begin = (node.end - len(node.edge)) // self._block_tokens
         return (-(-node.end // self._block_tokens) - begin) * self._block_tokens
 
@@ -218,24 +239,13 @@ def _follow(root: _Node, tokens: Sequence[int]) -> tuple[_Path, int]:
     return path, n
 
 
-def _fork_on_the_way(path: _Path, n_tokens: int) -> Session | None:
-    """The first n_tokens of the last node's text, or as many as it or one before it still has."""
-    for node in reversed(path):
-        n = min(n_tokens, node.end)
-        if node.session and node.session.can_rewind(n):
-            return node.session.fork(n)
-    return None
-
-
-def _split(path: _Path, at: int) -> _Node:
-    """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
-    behind, before = path.pop(), path[-1]
-    n = at - before.end
-    session = behind.session.fork(at) if behind.session and behind.session.can_rewind(at) else None
-    path.append(_Node(behind.edge[:n], at, session, {behind.edge[n]: behind}, behind.last_used))
-    before.children[behind.edge[0]] = path[-1]
-    behind.edge = behind.edge[n:]
-    return path[-1]
+def _cut_off(path: _Path) -> None:
+    """Remove the last node, and those before it that then hold nothing."""
+    while len(path) > 1 and not path[-1].children:
+        first = path.pop().edge[0]
+        del path[-1].children[first]
+        if path[-1].session:
+            return
 
 
 def _paths(path: _Path) -> Iterator[_Path]:
