@@ -220,7 +220,7 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
   const Blocks blocks(format, k, v, absent, kv_store);
   Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
-  const Buffer scratch(attention_scratch(format.head_dim) * sizeof(float));
+  static thread_local const Buffer scratch(kAttentionScratchFloats * sizeof(float));
   AttentionFn* const run = find(attention_variants(attention_kind_of(kind)), variant);
   const py::gil_scoped_release release;
   attention(*run, {q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),

@@ -78,15 +78,9 @@ int attention_runs(const AttentionArgs& a) {
   return (a.pos + a.n_tokens - 1) / kRunTokens + 1;
 }
 
-// What a kernel needs for itself: the rows of q, a block's keys and its values as floats, and the weights of
-// a few rows.
-static size_t kernel_floats(int head_dim) {
-  return kBlockTokens * (3 * PartialSoftmax::row_floats(head_dim) + 8);
-}
-
-// The kernel's part, a run's partial softmax and the merged one.
-size_t attention_scratch(int head_dim) {
-  return kernel_floats(head_dim) + 2 * PartialSoftmax::n_floats(kAttentionRows, head_dim);
+bool sees_run(const AttentionArgs& a, int run) {
+  const int begin = run * kRunTokens;
+  return a.window == 0 || begin < a.n_sinks || begin + kRunTokens > a.pos + 1 - a.window;
 }
 
 namespace {
@@ -136,17 +130,22 @@ class Merged {
 
 }  // namespace
 
-void merge_runs(const AttentionArgs& a, std::span<const PartialSoftmax> partials) {
+void merge_runs(const AttentionArgs& a, float* partials, int n) {
+  const int n_rows = a.n_tokens * a.n_heads, head_dim = a.format.head_dim;
   Merged all(a, a.scratch);
-  for (const PartialSoftmax& run : partials) all.add(run);
+  for (int i = 0; i < n; ++i, partials += PartialSoftmax::n_floats(n_rows, head_dim))
+    all.add(PartialSoftmax::at(partials, n_rows, head_dim));
   all.write();
 }
 
 void attention(AttentionFn& run, const AttentionArgs& a) {
-  float* memory = a.scratch + kernel_floats(a.format.head_dim);
+  // Behind what the kernel itself takes of the scratch.
+  float* const memory =
+      a.scratch + kAttentionScratchFloats - 2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
   const PartialSoftmax partial = PartialSoftmax::at(memory, a.n_tokens * a.n_heads, a.format.head_dim);
-  Merged all(a, memory + PartialSoftmax::n_floats(kAttentionRows, a.format.head_dim));
+  Merged all(a, memory + PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim));
   for (int r = 0; r < attention_runs(a); ++r) {
+    if (!sees_run(a, r)) continue;
     run(a, r, partial);
     all.add(partial);
   }

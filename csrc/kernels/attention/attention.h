@@ -8,7 +8,7 @@
 //   table    block i holds positions kBlockTokens * i and on, as KvFormat says; a block that is kNoBlock is
 //            seen by nobody
 //   softcap  0: none; else c * tanh(s / c)                              (Gemma 2, arXiv 2408.00118)
-//   scratch  64-byte aligned, attention_scratch(head_dim) floats, the caller's
+//   scratch  64-byte aligned, kAttentionScratchFloats, the caller's; touched as far as head_dim asks for
 //
 // Keys are cut into runs of kRunTokens positions, counted from position 0. A kernel computes one run, online
 // over its blocks (Milakov & Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135); runs are merged in
@@ -43,9 +43,9 @@ struct PartialSoftmax {
   float* tops;    // [n_rows] max_j s_j
   float* totals;  // [n_rows] sum_j exp(s_j - top)
 
-  static size_t row_floats(int head_dim) { return (size_t(head_dim) + 15) / 16 * 16; }  // whole cache lines
-  static size_t n_floats(int n_rows, int head_dim) {
-    return (size_t(n_rows) * (row_floats(head_dim) + 2) + 15) & ~size_t(15);
+  static constexpr size_t row_floats(int head_dim) { return (size_t(head_dim) + 15) / 16 * 16; }
+  static constexpr size_t n_floats(int n_rows, int head_dim) {  // whole cache lines
+    return (size_t(n_rows) * (row_floats(head_dim) + 2) + 15) / 16 * 16;
   }
   static PartialSoftmax at(float* memory, int n_rows, int head_dim) {
     float* const tops = memory + size_t(n_rows) * row_floats(head_dim);
@@ -53,16 +53,21 @@ struct PartialSoftmax {
   }
 };
 
+// The rows of q, a block's keys, its values, the weights of a few rows; a run's partial and the merged one.
+constexpr size_t kAttentionScratchFloats = kBlockTokens * (3 * PartialSoftmax::row_floats(kMaxHeadDim) + 8) +
+                                           2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
+
 // Overwrites `partial` with what the keys of one run give.
 using AttentionFn = void(const AttentionArgs&, int run, const PartialSoftmax& partial);
 std::span<const Variant<AttentionFn>> attention_variants();  // fastest first, "ref" last
 AttentionFn& attention_run();                                // the best of them on this chip
 
-int attention_runs(const AttentionArgs& args);  // how many runs there are, from run 0 on
-size_t attention_scratch(int head_dim);         // floats
+// Runs from 0 on that there are, and whether any token of the call sees keys of this one.
+int attention_runs(const AttentionArgs& args);
+bool sees_run(const AttentionArgs& args, int run);
 
-// out, from the partials of all runs in their order
-void merge_runs(const AttentionArgs& args, std::span<const PartialSoftmax> partials);
+// out, from the partials of n runs in their order, n_floats() of each
+void merge_runs(const AttentionArgs& args, float* partials, int n);
 
 // out, all runs by this thread
 void attention(AttentionFn& run, const AttentionArgs& args);
