@@ -272,8 +272,8 @@ void attend(constant AttentionArgs& args, device const T* q, device const K* cac
   for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
     const uint block = block_of(args.cache, table, kv_head, key);
     if (block == kNoBlock) continue;
-    device const K* keys = cache + block_offset<K>(args.cache, block);
-    device const K* values = keys + plane_size<K>(args.cache);
+    device const K* key_plane = cache + block_offset<K>(args.cache, block);
+    device const K* value_plane = key_plane + plane_size<K>(args.cache);
     const uint first_row = key % kCacheBlock, last_row = first_row + min(end - key, uint(kTile)) - 1;
 
     // scores = Q K^T
@@ -287,7 +287,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const K* cac
       float k_left[n_keys][run], k_right[n_keys][run];
 #pragma unroll
       for (uint f = 0; f < n_keys; ++f) {
-        device const K* k_run = keys + min((8 * r + row) * run, head_dim - run);
+        device const K* k_run = key_plane + min((8 * r + row) * run, head_dim - run);
         load<run>(k_run + (first_row + 8 * f + col) * head_dim, k_left[f]);
         load<run>(k_run + (first_row + 8 * f + col + 1) * head_dim, k_right[f]);
       }
@@ -313,7 +313,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const K* cac
       for (uint f = 0; f < n_keys; ++f)
         for (uint e = 0; e < 2; ++e) {
           const uint key_pos = key + 8 * f + col + e;
-          const float k_scale = scale_of(args.cache, keys, first_row + 8 * f + col + e);
+          const float k_scale = scale_of(args.cache, key_plane, first_row + 8 * f + col + e);
           const float score = capped(scores[b][f].thread_elements()[e] * k_scale * args.scale, args.softcap);
           const float seen = first_seen[b] <= key_pos && key_pos <= pos[b] ? score : -INFINITY;
           scores[b][f].thread_elements()[e] = seen;
@@ -326,8 +326,8 @@ void attend(constant AttentionArgs& args, device const T* q, device const K* cac
       for (uint f = 0; f < n_keys; ++f)
         for (uint e = 0; e < 2; ++e) {
           const float weight = exp(scores[b][f].thread_elements()[e] - top);
-          const float v_scale = scale_of(args.cache, values, min(first_row + 8 * f + col + e, last_row));
-          scores[b][f].thread_elements()[e] = weight * v_scale;
+          const uint v_row = min(first_row + 8 * f + col + e, last_row);
+          scores[b][f].thread_elements()[e] = weight * scale_of(args.cache, value_plane, v_row);
           total[b] += weight;
         }
 #pragma unroll
@@ -342,7 +342,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const K* cac
       const uint left = min((8 * r + col) * run, head_dim - run), right = min(left + run, head_dim - run);
 #pragma unroll
       for (uint f = 0; f < n_keys; ++f) {
-        device const K* v_row = values + min(first_row + 8 * f + row, last_row) * head_dim;
+        device const K* v_row = value_plane + min(first_row + 8 * f + row, last_row) * head_dim;
         float v_left[run], v_right[run];
         load<run>(v_row + left, v_left);
         load<run>(v_row + right, v_right);

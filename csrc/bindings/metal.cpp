@@ -92,8 +92,8 @@ struct Metal {
   std::shared_ptr<Model> model;
   std::vector<py::array> owners;
   std::vector<metal::Mapping> mappings;
-  std::unique_ptr<metal::MetalOps> ops;
   std::shared_ptr<BlockPool> pool;
+  std::unique_ptr<metal::MetalOps> ops;  // the first to go
   std::mutex lock;
 };
 
