@@ -252,7 +252,7 @@ void sweep_widen(DType dtype) {
   });
 }
 
-// A pool of blocks that hold the keys and values of one head; block 0 and the last tokens' room stay empty.
+// A pool whose blocks hold the keys and values of one head, from block 1 on.
 struct Blocks {
   Blocks(const KvFormat& f, int n_keys)
       : format(f), memory((size_t(n_keys) / kBlockTokens + 2) * f.block_bytes()) {
@@ -299,9 +299,9 @@ void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, Wo
                   1 / std::sqrt(float(c.head_dim)),
                   c.softcap,
                   scratch.floats()};
-  attention(run, a);
+  attention(*run, a);
   a.out = expected.data();
-  attention(ref, a);
+  attention(*ref, a);
   // A score that is off by e changes its weight by the share e, and the sum of the weights likewise; exp is
   // within 2 ulp, tanh within 2e-7; a run more is an exp more. The sizes of the products in q . k add up to
   // at most head_dim; values stay below 4, and the parts that make those of int4 below 12.
@@ -349,7 +349,9 @@ void sweep_kv_store() {
               run({k.data(), k.data(), stride, n_tokens, slot, block.bytes(), format});
               ref({k.data(), k.data(), stride, n_tokens, slot, expected.bytes(), format});
               Floats x(dim), y(dim);
-              for (int t = 0; t < kBlockTokens; ++t)  // those it did not store, too
+              const int end = std::min<int>(slot + n_tokens + 2, kBlockTokens);
+              for (int t = std::max(slot - 2, 0); t < end;
+                   ++t)  // the neighbours too, which stay as they were
                 for (const auto load : {load_key, load_value}) {
                   load(format, block.bytes(), t, x.data());
                   load(format, expected.bytes(), t, y.data());
