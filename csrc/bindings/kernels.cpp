@@ -250,6 +250,43 @@ Array<float> run_attention_mass(const std::string& variant, const Array<float>& 
   return mass;
 }
 
+// Several heads' blocks, all with the same keys and values: what is large enough to come from memory.
+struct KvHeads {
+  KvHeads(const Array<float>& k, const Array<float>& v, int n_heads, const std::string& keys,
+          const std::string& values) {
+    check_kv(k, v);
+    const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
+    for (int h = 0; h < n_heads; ++h) heads.emplace_back(format, k, v, std::set<int>{}, kv_store);
+    n_bytes = size_t(n_heads) * heads.front().table.size() * format.block_bytes();
+    args.format = format;
+    args.scale = 1;
+    args.pos = int(k.shape(0));
+  }
+
+  // q [n_tokens, n_heads, head_dim], the last tokens of the text, over the keys of every head in turn
+  void attention(const std::string& variant, const Array<float>& q) const {
+    check(q.ndim() == 3 && q.shape(2) == args.format.head_dim && q.shape(0) * q.shape(1) <= kAttentionRows &&
+              q.shape(0) <= args.pos,
+          ErrorKind::usage, "attention: q has the wrong shape");
+    AttentionFn* const run = find(attention_variants(), variant);
+    Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
+    static thread_local const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+    AttentionArgs a = args;
+    a.q = q.data(), a.out = out.mutable_data(), a.scratch = scratch.floats();
+    a.stride = size_t(q.shape(1) * q.shape(2));
+    a.n_tokens = int(q.shape(0)), a.n_heads = int(q.shape(1)), a.pos = args.pos - a.n_tokens;
+    const py::gil_scoped_release release;
+    for (const Blocks& head : heads) {
+      a.table = head.table.data(), a.blocks = head.memory.bytes();
+      russet::attention(*run, a);
+    }
+  }
+
+  std::vector<Blocks> heads;
+  AttentionArgs args{};
+  size_t n_bytes = 0;
+};
+
 // k and v [n_keys, head_dim] -> the same as a block gives them back
 py::tuple run_kv_store(const std::string& variant, const Array<float>& k, const Array<float>& v,
                        const std::string& keys, const std::string& values, bool keys_by_columns) {
@@ -290,6 +327,16 @@ void bind_kernels(py::module_& m) {
   kernels.def("attention_mass", &run_attention_mass, py::arg("variant"), py::arg("q"), py::arg("k"),
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("absent") = std::set<int>{});
-  kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"), py::kw_only(),
-              py::arg("keys") = "f32", py::arg("values") = "f32", py::arg("keys_by_columns") = true);
+
+              py::arg("absent") = std::set<int>{});
+              py::class_<KvHeads>(kernels, "KvHeads")
+                  .def(py::init<const Array<float>&, const Array<float>&, int, const std::string&,
+                                const std::string&>(),
+                       py::arg("k"), py::arg("v"), py::kw_only(), py::arg("n_heads"), py::arg("keys"),
+                       py::arg("values"))
+                  .def_readonly("n_bytes", &KvHeads::n_bytes)
+                  .def("attention", &KvHeads::attention, py::arg("variant"), py::arg("q"));
+              kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"),
+                          py::kw_only(), py::arg("keys") = "f32", py::arg("values") = "f32",
+                          py::arg("keys_by_columns") = true);
 }

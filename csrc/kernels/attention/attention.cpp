@@ -27,7 +27,7 @@ static void attention_ref(const AttentionArgs& a, int run, const PartialSoftmax&
       const auto block = [&](int j) {
         return a.blocks + size_t(a.table[j / kBlockTokens]) * a.format.block_bytes();
       };
-      float top = -std::numeric_limits<float>::max();
+      double top = -double(std::numeric_limits<float>::max());
       for (int j = begin; j < end; ++j) {
         if (!seen(j)) continue;
         load_key(a.format, block(j), j % kBlockTokens, key.data());
@@ -36,20 +36,20 @@ static void attention_ref(const AttentionArgs& a, int run, const PartialSoftmax&
         s *= double(a.scale);
         if (a.softcap > 0) s = double(a.softcap) * std::tanh(s / double(a.softcap));
         scores[size_t(j - begin)] = s;
-        top = std::max(top, float(s));
+        top = std::max(top, s);
       }
       double total = 0;
       std::fill(sums.begin(), sums.end(), 0);
       for (int j = begin; j < end; ++j) {
         if (!seen(j)) continue;
-        const double weight = std::exp(scores[size_t(j - begin)] - double(top));
+        const double weight = std::exp(scores[size_t(j - begin)] - top);
         total += weight;
         load_value(a.format, block(j), j % kBlockTokens, value.data());
         for (size_t c = 0; c < dim; ++c) sums[c] += weight * double(value[c]);
       }
       float* out = partial.sums + row * PartialSoftmax::row_floats(a.format.head_dim);
       for (size_t c = 0; c < dim; ++c) out[c] = float(sums[c]);
-      partial.tops[row] = top;
+      partial.tops[row] = float(top);
       partial.totals[row] = float(total);
     }
 }

@@ -40,7 +40,7 @@ static void store(const KvStoreArgs& a, const float* x, KvType type, char* plane
   const bool coded = type == KvType::int8 || type == KvType::int4;
   const float most = type == KvType::int8 ? 127 : 15;  // the largest code
   const auto [low, high] = std::minmax_element(x, x + dim);
-  float scale = type == KvType::int8 ? std::max(-*low, *high) / most : (*high - *low) / most;
+  float scale = type == KvType::int8 ? std::fabs(std::max(-*low, *high)) / most : (*high - *low) / most;
   float minimum = type == KvType::int8 ? 0 : *low;
   if (!std::isfinite(scale) || !std::all_of(x, x + dim, [](float xc) { return std::isfinite(xc); })) {
     scale = std::numeric_limits<float>::quiet_NaN();

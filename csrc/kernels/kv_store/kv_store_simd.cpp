@@ -1,6 +1,7 @@
 // Each token's row is first turned into what is stored, vector by vector, and then copied to where it
 // belongs: to its row, or element by element down its column, which for many tokens stays in the L1 cache.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "core/simd.h"
@@ -56,8 +57,8 @@ Range range_of(const float* x, int n) {
 
 Codes codes_for(KvType type, const float* x, int n) {
   const auto [low, high, finite] = range_of(x, n);
-  Codes codes =
-      type == KvType::int8 ? Codes{std::max(-low, high) / 127, 0, 127} : Codes{(high - low) / 15, low, 15};
+  Codes codes = type == KvType::int8 ? Codes{std::fabs(std::max(-low, high)) / 127, 0, 127}
+                                     : Codes{(high - low) / 15, low, 15};
   if (!finite || codes.scale > std::numeric_limits<float>::max())
     codes = {std::numeric_limits<float>::quiet_NaN(), 0, 0};
   return codes;
