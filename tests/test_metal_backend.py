@@ -543,13 +543,13 @@ def test_any_order_between_barriers_gives_the_same(schedule, libraries, small, r
 
 
 @pytest.mark.parametrize("at", [pytest.param(at, marks=[pytest.mark.slow] if at % 6 else []) for at in range(60)])
-@pytest.mark.parametrize("fault", ["swap", "swap_last", "shrink", "barrier"])
+@pytest.mark.parametrize("fault", ["swap", "late", "shrink", "barrier"])
 def test_a_planted_mistake_of_the_host_is_noticed(fault, at, libraries, small, right):
-    """A dispatch with its first or last two buffers exchanged, or a threadgroup too few; a barrier left out."""
+    """A dispatch with two buffers exchanged, one a word late or a threadgroup too few; a barrier left out."""
     broken = _core.MetalDevice.simulated(libraries, 1 if fault == "barrier" else 0, fault, at)
     try:
         noticed = not same(outputs(broken, small), right)
-    except BackendError:
+    except (BackendError, russet.NumericalError):
         noticed = True
     assert noticed
 

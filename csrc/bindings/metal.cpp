@@ -191,12 +191,12 @@ void bind_metal(py::module_& m) {
             const std::map<std::string, metal::Fault::Kind> kinds = {
                 {"", metal::Fault::Kind::none},
                 {"swap", metal::Fault::Kind::swap},
-                {"swap_last", metal::Fault::Kind::swap_last},
+                {"late", metal::Fault::Kind::late},
                 {"shrink", metal::Fault::Kind::shrink},
                 {"barrier", metal::Fault::Kind::barrier}};
             const auto kind = kinds.find(fault);
             check(kind != kinds.end(), ErrorKind::usage,
-                  "fault: expected swap, swap_last, shrink or barrier, got ", fault);
+                  "fault: expected swap, late, shrink or barrier, got ", fault);
             return shared(metal::simulated_device(libraries, schedule, {kind->second, at}, max_map_bytes));
           },
           py::arg("libraries"), py::arg("schedule") = 0, py::arg("fault") = "", py::arg("at") = 0,

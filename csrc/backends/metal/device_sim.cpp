@@ -109,9 +109,7 @@ class Simulated : public SimulatedDevice {
                       d.groups,
                       d.threads};
     for (const void* pointer : d.pointers) recorded.buffers.push_back(binding(pointer, *recorded.kernel));
-    const auto& last = recorded.buffers.back();
-    const bool counts = fault_.kind != Fault::Kind::swap_last ||
-                        (last.bytes > 0 && recorded.buffers[recorded.buffers.size() - 2].bytes > 0);
+    const bool counts = fault_.kind != Fault::Kind::late || recorded.buffers.back().bytes > 0;
     if (counts && fault_.at == n_dispatches_++) plant(recorded);
     pass_.back().push_back(std::move(recorded));
   }
@@ -137,7 +135,10 @@ class Simulated : public SimulatedDevice {
  private:
   void plant(Recorded& r) const {
     if (fault_.kind == Fault::Kind::swap && r.buffers.size() > 2) std::swap(r.buffers[1], r.buffers[2]);
-    if (fault_.kind == Fault::Kind::swap_last) std::swap(*(r.buffers.end() - 2), r.buffers.back());
+    if (fault_.kind == Fault::Kind::late) {
+      MetalSimBufferBinding& last = r.buffers.back();
+      last = {static_cast<std::byte*>(last.data) + sizeof(uint32_t), last.bytes - sizeof(uint32_t)};
+    }
     if (fault_.kind == Fault::Kind::shrink) {
       unsigned* sizes[] = {&r.groups.x, &r.groups.y, &r.groups.z};
       for (unsigned* size : sizes)

@@ -15,10 +15,10 @@ namespace russet::metal {
 struct Fault {
   enum class Kind {
     none,
-    swap,       // dispatch `at` has its first two buffers exchanged
-    swap_last,  // its last two; of those dispatches that have them, where `at` counts these alone
-    shrink,     // dispatch `at` has one threadgroup less, in the first direction that has more than one
-    barrier,    // barrier `at` is left out
+    swap,     // dispatch `at` has its first two buffers exchanged
+    late,     // its last buffer begins a word late; `at` counts the dispatches alone whose last one is there
+    shrink,   // dispatch `at` has one threadgroup less, in the first direction that has more than one
+    barrier,  // barrier `at` is left out
   } kind = Kind::none;
   uint64_t at = 0;
 };
