@@ -1,6 +1,8 @@
 """Texts that are kept: what is shared is what would have been computed, and memory stays within its bounds."""
 
+import gc
 import threading
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -99,7 +101,7 @@ def test_any_program_gives_what_a_fresh_run_gives(windows, kv_dtype, block_token
                     assert session.n_tokens < len(tokens)
                     running[i] = tokens, session
                     rest = tokens[session.n_tokens :]
-                    check(session, tokens, texts.with_room(lambda s=session, rest=rest: append(s, rest)))
+                    check(session, tokens, append(session, rest))
                 elif what == "append" and len(held) + len(tokens) <= n_ctx:
                     n = session.n_tokens
                     running[i] = [*held[:n], *tokens], session
@@ -134,6 +136,7 @@ def test_any_program_gives_what_a_fresh_run_gives(windows, kv_dtype, block_token
     @given(STEPS)
     def check_program(steps):
         texts = make_texts(config, backend, n_ctx, n_blocks=6, block_tokens=block_tokens)
+        backend.when_full(texts.drop_oldest)
         play(steps, texts)
         texts.clear()
         assert backend.pool.info["n_in_use"] == 0
@@ -305,6 +308,27 @@ def test_kept_texts_make_room_for_a_running_one(small, stories):
         == info["block_bytes"] * (info["budget_bytes"] // info["block_bytes"])
     )
     assert 0 < info["text_bytes"] <= info["text_budget_bytes"] <= info["budget_bytes"]
+
+
+def test_kept_texts_make_room_for_a_session_run_by_hand(small, stories):
+    prompt = stories.tokenizer.encode("Lily saw a cat. " * 60)[:400]
+    small.generate(prompt, max_tokens=1)
+    assert small.cache_info()["n_texts"] == 1
+    logits = small.session().forward(prompt[::-1])
+    np.testing.assert_array_equal(logits, stories.session().forward(prompt[::-1]))
+    assert small.cache_info()["n_texts"] == 0
+
+
+def test_a_model_goes_with_the_last_who_holds_it(stories_folder):
+    model = russet.load(stories_folder / "hf")
+    model.generate(PROMPT, max_tokens=3)
+    backend = weakref.ref(model.backend)
+    gc.disable()
+    try:
+        del model
+        assert backend() is None
+    finally:
+        gc.enable()
 
 
 def test_a_prompt_without_room_is_refused_with_the_sum(small, stories):

@@ -18,13 +18,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from russet.backends import Session
 from russet.config import Rope
-from russet.errors import NotEnoughMemory
-
-Result = TypeVar("Result")
 
 NEW_TEXT = "new text"
 TURNED_OFF = "turned off"
@@ -139,15 +135,6 @@ class PrefixCache:
                 return False
             _cut_off(min(leaves, key=lambda path: path[-1].last_used))
             return True
-
-    def with_room(self, step: Callable[[], Result], can_repeat: Callable[[], bool] = lambda: True) -> Result:
-        """What a step gives. Where no memory is left for it, texts go, one after the other. Raises NotEnoughMemory."""
-        while True:
-            try:
-                return step()
-            except NotEnoughMemory:
-                if not can_repeat() or not self.drop_oldest():
-                    raise
 
     def clear(self) -> None:
         """Forget all texts."""
