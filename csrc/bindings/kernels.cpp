@@ -328,15 +328,11 @@ void bind_kernels(py::module_& m) {
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("absent") = std::set<int>{});
 
-              py::arg("absent") = std::set<int>{});
-              py::class_<KvHeads>(kernels, "KvHeads")
-                  .def(py::init<const Array<float>&, const Array<float>&, int, const std::string&,
-                                const std::string&>(),
-                       py::arg("k"), py::arg("v"), py::kw_only(), py::arg("n_heads"), py::arg("keys"),
-                       py::arg("values"))
-                  .def_readonly("n_bytes", &KvHeads::n_bytes)
-                  .def("attention", &KvHeads::attention, py::arg("variant"), py::arg("q"));
-              kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"),
-                          py::kw_only(), py::arg("keys") = "f32", py::arg("values") = "f32",
-                          py::arg("keys_by_columns") = true);
+  py::class_<KvHeads>(kernels, "KvHeads")
+      .def(py::init<const Array<float>&, const Array<float>&, int, const std::string&, const std::string&>(),
+           py::arg("k"), py::arg("v"), py::kw_only(), py::arg("n_heads"), py::arg("keys"), py::arg("values"))
+      .def_readonly("n_bytes", &KvHeads::n_bytes)
+      .def("attention", &KvHeads::attention, py::arg("variant"), py::arg("q"));
+  kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"), py::kw_only(),
+              py::arg("keys") = "f32", py::arg("values") = "f32", py::arg("keys_by_columns") = true);
 }

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from russet.backends import Session
 from russet.config import Config
 from russet.errors import NumericalError, UsageError
 from russet.options import GenerateOptions
-from russet.prefix_cache import PrefixCache, Result, frequencies, is_long
+from russet.prefix_cache import PrefixCache, frequencies, is_long
 from russet.stop_strings import StopStrings
 from russet.tokenizer import Tokenizer
 
@@ -80,7 +79,7 @@ class Conversation:
     """A session and the tokens in it.
 
     known: what the session holds already: these tokens, of a text that is to be as long as text_length
-    texts: where it goes when it ends; when the cache has no room left, they make some
+    texts: where keep() puts it
     """
 
     def __init__(
@@ -112,8 +111,7 @@ class Conversation:
         for begin in range(0, len(tokens), CHUNK_TOKENS):
             progress(len(self.tokens), length)
             chunk = tokens[begin : begin + CHUNK_TOKENS]
-            with_logits = partial(self.session.forward, chunk, all_logits=all_logits, text_length=length)
-            rows.append(self._with_room(with_logits))
+            rows.append(self.session.forward(chunk, all_logits=all_logits, text_length=length))
             self.tokens.extend(chunk)
         return np.concatenate(rows) if all_logits else rows[-1]
 
@@ -121,7 +119,7 @@ class Conversation:
         """Append a token; the likeliest one after it. See Session.append_greedy()."""
         if self._outgrows_rope(len(self.tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
-        likeliest = self._with_room(partial(self.session.append_greedy, token, is_last=is_last))
+        likeliest = self.session.append_greedy(token, is_last=is_last)
         self.tokens.append(token)
         self._text_length = max(self._text_length, len(self.tokens))
         return likeliest
@@ -146,12 +144,6 @@ class Conversation:
     def rotated(self) -> str | None:
         """By which frequencies its keys are; see prefix_cache.frequencies()."""
         return frequencies(self._ropes, max(self._text_length, len(self.tokens)))
-
-    def _with_room(self, step: Callable[[], Result]) -> Result:
-        """What a step gives; kept texts make room for it."""
-        if self._texts is None:
-            return step()
-        return self._texts.with_room(step, lambda: self.session.n_tokens == len(self.tokens))
 
     def _outgrows_rope(self, length: int) -> bool:
         return bool(self.tokens) and is_long(self._ropes, self._text_length) != is_long(self._ropes, length)

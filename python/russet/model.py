@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -441,6 +442,8 @@ class Model:
             block_tokens=backend.block_tokens,
             budget=prefix_cache_bytes,
         )
+        texts = weakref.ref(self._texts)  # they hold sessions, and these the backend
+        backend.when_full(lambda: (kept := texts()) is not None and kept.drop_oldest())
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> Model:
@@ -619,8 +622,7 @@ class Model:
         if not self._texts.budget:
             raise UsageError("load_cache: prefix_cache=0 keeps no texts; load the model with more")
         file = saved_cache.read(Path(path), self._identity(on), on.pool.info["block_bytes"], self.config, self.n_ctx)
-        texts = self._texts.with_room(lambda: on.restore(file, self.n_ctx))
-        for tokens, session, rotated in texts:
+        for tokens, session, rotated in on.restore(file, self.n_ctx):
             self._texts.put(tokens, session, rotated)
 
     def _savable(self, what: str) -> CpuBackend:

@@ -1,15 +1,15 @@
 """PrefixCache: texts whose keys and values are kept, so that a prompt that begins as one of them goes on from there.
 
-They make a radix tree over token ids. An edge is a run of ids; the node behind it has a session that holds the text
-from the root to there. Sessions share blocks, so what texts have in common is in memory once:
+They make a radix tree over token ids, whose edges are runs of ids. A leaf has a session that holds the text from the
+root to there, and sessions share blocks, so what texts have in common is in memory once:
 
     (root) --- "You are a pirate. " --- (1) --- "Where is the gold?" --- (2)
                                          |
                                          +----- "Sing!" --- (3)
 
-(2) and (3) hold all of their text and share the blocks of (1). A text that leaves an edge in its middle splits it: a
-fork of the session behind becomes a node there; but none where layers' windows have given back what it would see, or
-where forks are copies.
+A prompt that leaves the tree anywhere gets a fork of a session behind that place: "You are a cook." one of (2) or (3),
+cut after "You are a ". Where layers' windows have given back what such a fork would see, it is cut at a node before:
+(1) has a session of its own if (2) could not be rewound to it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from russet.backends import Session
 from russet.config import Rope
-from russet.errors import NotEnoughMemory
-
-Result = TypeVar("Result")
 
 NEW_TEXT = "new text"
 TURNED_OFF = "turned off"
@@ -119,12 +115,12 @@ class PrefixCache:
             path, n_alike = _follow(root, tokens)
             node = path[-1]
             if n_alike < len(tokens) or not (node.session and node.session.can_rewind(n_alike)):
-                node = self._split(path, n_alike) if n_alike < node.end else node
+                node = _split(path, n_alike) if n_alike < node.end else node
                 if n_alike < len(tokens):
                     path.append(_Node(tokens[n_alike:], len(tokens)))
                     node.children[tokens[n_alike]] = path[-1]
-                    if self.forks_share and node.session and session.can_rewind(node.end):
-                        node.session = session.fork(node.end)  # what both hold is then in memory once
+                    if session.can_rewind(node.end):
+                        node.session = None  # the leaf's can be cut there
                 path[-1].session = session.fork(len(tokens))
             self._touch(path)
             while self.bytes() > self.budget and self.drop_oldest():
@@ -134,20 +130,13 @@ class PrefixCache:
     def drop_oldest(self) -> bool:
         """Forget the text that was used longest ago; False where there is none."""
         with self._lock:
-            leaves = [path for path in self._paths() if not path[-1].children]
-            if not leaves:
-                return False
-            _cut_off(min(leaves, key=lambda path: path[-1].last_used))
-            return True
-
-    def with_room(self, step: Callable[[], Result], can_repeat: Callable[[], bool] = lambda: True) -> Result:
-        """What a step gives. Where no memory is left for it, texts go, one after the other. Raises NotEnoughMemory."""
-        while True:
-            try:
-                return step()
-            except NotEnoughMemory:
-                if not can_repeat() or not self.drop_oldest():
-                    raise
+            oldest: _Path = []
+            for path in self._paths():
+                if not path[-1].children and (not oldest or path[-1].last_used < oldest[-1].last_used):
+                    oldest = list(path)
+            if oldest:
+                self._cut_off(oldest)
+            return bool(oldest)
 
     def clear(self) -> None:
         """Forget all texts."""
@@ -160,7 +149,7 @@ class PrefixCache:
             return [
                 ([token for node in path for token in node.edge], path[-1].session.fork(path[-1].end), rotated)
                 for rotated, root in self._roots.items()
-                for path in _paths([root])
+                for path in _paths(root)
                 if path[-1].session
             ]
 
@@ -179,36 +168,39 @@ class PrefixCache:
         self._touch(path)
         leaf = path[-1]
         if not self.forks_share and n_tokens == leaf.end and leaf.session and not leaf.children:
-            _cut_off(path)  # going on in a fork would copy it all; it comes back when the longer text is kept
+            self._cut_off(path)  # going on in a fork would copy it all; it comes back when the longer text is kept
             return leaf.session
-        behind = (further[-1] for further in _paths(path))
+        behind = (further[-1] for further in _paths(leaf))
         for node in itertools.chain([leaf], behind, reversed(path)):
             n = min(n_tokens, node.end)
-            if node.session and node.session.can_rewind(n):
+            if n > 0 and node.session and node.session.can_rewind(n):
                 return node.session.fork(n)
         return None
 
-    def _split(self, path: _Path, at: int) -> _Node:
-        """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
-        behind, before = path.pop(), path[-1]
-        n, session = at - before.end, None
-        if self.forks_share and behind.session and behind.session.can_rewind(at):
-            session = behind.session.fork(at)
-        path.append(_Node(behind.edge[:n], at, session, {behind.edge[n]: behind}, behind.last_used))
-        before.children[behind.edge[0]] = path[-1]
-        behind.edge = behind.edge[n:]
-        return path[-1]
+    def _cut_off(self, path: _Path) -> None:
+        """Remove the leaf that it leads to, and the nodes before that hold nothing then."""
+        leaf = path[-1]
+        while len(path) > 1 and not path[-1].children:
+            first = path.pop().edge[0]
+            before = path[-1]
+            del before.children[first]
+            if self.forks_share and leaf.session and not before.children and leaf.session.can_rewind(before.end):
+                before.session = leaf.session.fork(before.end) if before.end else None
+            if before.session:
+                return
 
     def _paths(self) -> Iterator[_Path]:
         """To every node but the roots."""
-        return (path for root in self._roots.values() for path in _paths([root]))
+        return (path for root in self._roots.values() for path in _paths(root))
 
     def _n_tokens(self, node: _Node) -> int:
-        """Whose keys and values a node has beyond those of the one before: in whole blocks, or in a copy of all."""
+        """Whose keys and values a node adds: in whole blocks, where it ends in one for all that go on; or in a copy."""
         if not self.forks_share:
             return node.end if node.session else 0
-        begin = (node.end - len(node.edge)) // self._block_tokens
-        return (-(-node.end // self._block_tokens) - begin) * self._block_tokens
+        size, begin = self._block_tokens, node.end - len(node.edge)
+        n_going_on = len(node.children) + (node.session is not None)
+        n_copies = n_going_on - 1 if node.end % size else 0
+        return (-(-node.end // size) - -(-begin // size) + n_copies) * size
 
     def _touch(self, path: _Path) -> None:
         self._clock += 1
@@ -239,17 +231,24 @@ def _follow(root: _Node, tokens: Sequence[int]) -> tuple[_Path, int]:
     return path, n
 
 
-def _cut_off(path: _Path) -> None:
-    """Remove the last node, and those before it that then hold nothing."""
-    while len(path) > 1 and not path[-1].children:
-        first = path.pop().edge[0]
-        del path[-1].children[first]
-        if path[-1].session:
-            return
+def _split(path: _Path, at: int) -> _Node:
+    """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
+    behind, before = path.pop(), path[-1]
+    n = at - before.end
+    path.append(_Node(behind.edge[:n], at, None, {behind.edge[n]: behind}, behind.last_used))
+    before.children[behind.edge[0]] = path[-1]
+    behind.edge = behind.edge[n:]
+    return path[-1]
 
 
-def _paths(path: _Path) -> Iterator[_Path]:
-    """To every node behind the last one, a text's beginning before what goes on from it."""
-    for node in path[-1].children.values():
-        yield [*path, node]
-        yield from _paths([*path, node])
+def _paths(root: _Node) -> Iterator[_Path]:
+    """From a node to each behind it, a beginning before what goes on from it. They are one list, which changes."""
+    path, waiting = [root], [iter(root.children.values())]
+    while waiting:
+        if node := next(waiting[-1], None):
+            path.append(node)
+            waiting.append(iter(node.children.values()))
+            yield path
+        else:
+            waiting.pop()
+            path.pop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +60,10 @@ class Backend(Protocol):
     block_tokens: int  #: whose keys and values forks have in common, as long as none writes; 0: a fork is a copy
 
     def session(self, n_ctx: int) -> Session: ...
+
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        """Have this called where the cache has no room left for a token, again and again until it says False."""
+        ...
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
         """One ragged batch: append each session's tokens; logits [n_sessions, vocab_size] of their last ones."""

@@ -83,12 +83,12 @@ class CpuBackend(CoreBackend):
 
     def restore(self, file: SavedFile, n_ctx: int) -> list[tuple[list[int], CoreSession, str]]:
         """The texts of a file, each with a session and how it is rotated: all of them, or none."""
-        texts = file.restore(self.pool, self._model, n_ctx)
+        texts = self.with_room(lambda: file.restore(self.pool, self._model, n_ctx))
         return [(text.tokens, CoreSession(self, text.cache), text.rotated) for text in texts]
 
     def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
-        return self._cpu.forward(self._model, parts, x)
+        return self.with_room(lambda: self._cpu.forward(self._model, parts, x))
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,12 @@ class MetalBackend(CoreBackend):
         return CoreSession(self, _core.MetalCache(self._metal, n_ctx))
 
     def run(self, parts: list[Part]) -> _Array:
-        return self._metal.forward(parts)
+        return self.with_room(lambda: self._metal.forward(parts))
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:
         """While the host looks at this token, the device computes the next one."""
         assert isinstance(cache, _core.MetalCache)
-        likeliest = self._metal.append_greedy(cache, token)
+        likeliest = self.with_room(partial(self._metal.append_greedy, cache, token))
         if likeliest < 0:
             raise NumericalError("the model computed logits that are not a number")
         return likeliest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,6 +72,9 @@ class SplitBackend:
 
     def session(self, n_ctx: int) -> SplitSession:
         return SplitSession(self, self._mlx.session(n_ctx), self._cpu.session(n_ctx))
+
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        self._cpu.when_full(give_back)
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
         """One ragged batch; see Backend.forward."""

@@ -78,6 +78,9 @@ class MlxBackend:
         with _turn(self._shard):
             return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
 
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        """MLX has no bound of its own; where the system's is met, _turn() loses the session."""
+
     def fork(self, cache: Cache, n_tokens: int) -> MlxSession:
         with _turn(self._shard):
             return MlxSession(self, cache.fork(n_tokens))
