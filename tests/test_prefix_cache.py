@@ -563,11 +563,11 @@ def test_a_shift_without_a_cache_is_the_same(stories_folder):
 
 
 @pytest.mark.slow
-def test_a_prompt_of_many_thousand_tokens():
-    n_tokens = 8_000
+def test_a_prompt_of_50_000_tokens():
+    n_tokens = 50_000
     config = random_config(n_layers=1, dim=8, n_heads=1, n_kv_heads=1, head_dim=8, ffn_dim=8, max_ctx=n_tokens + 10)
     backend = CpuBackend(config, random_weights(config), kv_dtype="int8", cache_bytes=n_tokens * 2 * 32)
-    texts = make_texts(config, backend, n_tokens + 10, n_blocks=n_tokens // BLOCK)
+    texts = make_texts(config, backend, n_tokens + 10, n_blocks=n_tokens // BLOCK + 1)
     prompt = np.random.default_rng(0).integers(0, 50, n_tokens).tolist()
     session = backend.session(n_tokens + 10)
     first = [session.forward(prompt[i : i + 512]) for i in range(0, n_tokens, 512)][-1]
