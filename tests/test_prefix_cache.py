@@ -194,6 +194,21 @@ def test_a_window_gives_back_what_a_shorter_beginning_would_see():
     assert (found.session.n_tokens, found.miss) == (100, WINDOW)
 
 
+def test_between_chunks_of_a_prompt_a_window_has_everything(monkeypatch):
+    monkeypatch.setattr("russet.generation.CHUNK_TOKENS", 50)
+    config = random_config(layer_window=(0, 70))
+    backend = make_backend(config, 24)
+    texts = make_texts(config, backend, 400, n_blocks=12)
+    system = [1, 2, 3] * 60
+    for own, n_known in ([7] * 220, 0), ([8] * 220, 180):
+        found = texts.take([*system, *own])
+        assert found.session.n_tokens == n_known
+        conversation = Conversation(found.session, config, known=[*system, *own][:n_known], texts=texts)
+        logits = conversation.append([*system, *own][n_known:])
+        expected = Conversation(backend.session(400), config).append([*system, *own])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.ptp(expected))
+
+
 @pytest.mark.parametrize(
     ("rope", "alike", "unlike"),
     [
