@@ -43,6 +43,13 @@ Array<uint32_t> table_of(const KvCache& cache, int layer, int head) {
   return Array<uint32_t>(n, cache.table(layer, head));
 }
 
+// [n_blocks of the sequence] of one head: how much each block was looked at
+Array<float> mass_of(const KvCache& cache, int layer, int head) {
+  check(cache.masses(), ErrorKind::usage, "mass: a cache with a budget of 1 does not count");
+  const auto n = py::ssize_t((cache.n_tokens() + kBlockTokens - 1) / kBlockTokens);
+  return Array<float>(n, cache.mass(layer, head));
+}
+
 // The bytes [n, block_bytes] of some blocks. Who asks holds them.
 Array<uint8_t> read_blocks(const BlockPool& pool, const Array<uint32_t>& blocks) {
   Array<uint8_t> bytes({size_t(blocks.size()), pool.block_bytes()});
@@ -111,10 +118,10 @@ void bind_kv_cache(py::module_& m) {
       .def("read", &read_blocks, py::arg("blocks"));
 
   py::class_<KvCache>(m, "KvCache")
-      .def(py::init([](const std::shared_ptr<BlockPool>& pool, const Model& model, int n_ctx) {
-             return std::make_unique<KvCache>(pool, model.config, n_ctx);
+      .def(py::init([](const std::shared_ptr<BlockPool>& pool, const Model& model, int n_ctx, double budget) {
+             return std::make_unique<KvCache>(pool, model.config, n_ctx, budget);
            }),
-           py::arg("pool"), py::arg("model"), py::arg("n_ctx"))
+           py::arg("pool"), py::arg("model"), py::arg("n_ctx"), py::arg("budget") = 1.0)
       .def_property_readonly("n_ctx", &KvCache::n_ctx)
       .def_property_readonly("n_tokens", &KvCache::n_tokens)
       .def("truncate", &KvCache::truncate, py::arg("n_tokens"))
@@ -123,7 +130,7 @@ void bind_kv_cache(py::module_& m) {
           "fork",
           [](const KvCache& cache, int n_tokens) { return std::make_unique<KvCache>(cache, n_tokens); },
           py::arg("n_tokens"))
-      .def("evict", &KvCache::evict, py::arg("layer"), py::arg("head"), py::arg("block"))
       .def("table", &table_of, py::arg("layer"), py::arg("head"))
+      .def("mass", &mass_of, py::arg("layer"), py::arg("head"))
       .def("bytes", &KvCache::bytes);
 }

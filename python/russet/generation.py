@@ -118,11 +118,11 @@ class Conversation:
                 self.keep_prompt()  # what comes next makes windows give back what a text that leaves here would see
         return np.concatenate(rows) if all_logits else rows[-1]
 
-    def append_greedy(self, token: int) -> int:
-        """Append a token; the likeliest one after it. Raises NumericalError where a logit is NaN."""
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        """Append a token; the likeliest one after it. See Session.append_greedy()."""
         if self._outgrows_rope(len(self.tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
-        likeliest = self.session.append_greedy(token)
+        likeliest = self.session.append_greedy(token, is_last=is_last)
         self.tokens.append(token)
         self._text_length = max(self._text_length, len(self.tokens))
         return likeliest
@@ -191,16 +191,16 @@ def generate(
     seen: Sequence[int] = text if options.repetition_penalty != 1 else ()  # else nobody asks what was said
     greedy = options.temperature == 0 and options.repetition_penalty == 1 and options.use_cache
 
-    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None) -> int:
-        """Append tokens; the one chosen to follow them."""
+    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, is_last: bool) -> int:
+        """Append tokens; the one chosen to follow them. is_last: it will not be appended itself."""
         try:
             if greedy and len(tokens) == 1:
-                return conversation.append_greedy(tokens[0])
+                return conversation.append_greedy(tokens[0], is_last=is_last)
             return sampler.sample(conversation.append(tokens, progress=progress), seen)
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
-    token = after(prompt[n_cached:], progress)
+    token = after(prompt[n_cached:], progress, is_last=n_most <= 1)
     first = now = time.perf_counter()
     conversation.keep_prompt()
     progress(len(prompt), len(prompt))
@@ -239,7 +239,7 @@ def generate(
             conversation.rewind(0)
         elif not options.use_cache:
             conversation.rewind(0)
-        token = after(text[len(conversation.tokens) :])
+        token = after(text[len(conversation.tokens) :], is_last=n + 1 == n_most)
 
 
 def _shifted(text: Sequence[int], n_sinks: int) -> list[int]:

@@ -55,9 +55,18 @@ def in_blocks(n_tokens: int) -> int:
 
 
 def choose_n_ctx(
-    *, weight_bytes: int, bytes_per_token: int, max_ctx: int, n_ctx: int | None, max_memory: int | str | None
+    *,
+    weight_bytes: int,
+    bytes_per_token: int,
+    max_ctx: int,
+    n_ctx: int | None,
+    max_memory: int | str | None,
+    part: str = "",
+    way_out: str = "load with a smaller n_ctx or kv_dtype='int8'",
 ) -> int:
     """The context to reserve: n_ctx, or else all the model knows, or as much of it as fits beside the weights.
+
+    part, way_out: for the message: what the sum is of, where it is not the whole model, and what to do
 
     Raises NotEnoughMemory, with the sum, where the weights and n_ctx tokens (at least 256 if not given) do not fit.
     """
@@ -69,9 +78,9 @@ def choose_n_ctx(
     needed = weight_bytes + cache_bytes
     if needed > may_use:
         raise NotEnoughMemory(
-            f"weights {gb(weight_bytes)} + cache {gb(cache_bytes)} for {least:,} tokens = {gb(needed)}, "
+            f"{part}weights {gb(weight_bytes)} + cache {gb(cache_bytes)} for {least:,} tokens = {gb(needed)}, "
             f"but {gb(may_use)} {'may be used' if max_memory is not None else 'is free'}; "
-            "load with a smaller n_ctx or kv_dtype='int8', or raise max_memory to try all the same"
+            f"{way_out}, or raise max_memory to try all the same"
         )
     if n_ctx is not None:
         return n_ctx

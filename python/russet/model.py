@@ -19,8 +19,9 @@ from russet import _core, memory, saved_cache
 from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
-from russet.config import Config, Reader
+from russet.config import Config, Reader, with_window
 from russet.errors import BackendError, ContextFull, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
 from russet.kv_dtype import KvDtype
@@ -37,6 +38,7 @@ from russet.weights import (
     bind,
     embed_dtype,
     find_non_finite,
+    held_bytes,
     needed_bytes,
     plan_quantization,
     without_copied_head,
@@ -69,7 +71,11 @@ def load(
     backend: str = "auto",
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    kv_budget: float = 1.0,
+    kv_window: int | None = None,
+    attention: str = "exact",
     gpu_layers: int | None = None,
+    overlap_prefill: bool = False,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
@@ -91,8 +97,16 @@ def load(
         the checkpoint. The CPU computes in float32.
     kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
         and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype.
+    kv_budget: share of its keys and values that a text keeps on the CPU, those looked at most (arXiv 2410.00161)
+    kv_window: keys that a token sees on the CPU, the newest, beside the first 4 (arXiv 2309.17453); by default all
+    attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
+        Like kv_budget, kv_window and an int8 cache it loses something: docs/cache.md says what, and `russet perplexity
+        --against` measures it.
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
-        the GPU need not have. By default all; 0 is the CPU alone.
+        the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
+        part of the context; by default the context is as long as fits there too.
+    overlap_prefill: with gpu_layers: while the CPU is at one part of a prompt, MLX computes the next. It pays where the
+        two share nothing but memory, which has not been measured yet.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
@@ -115,6 +129,8 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    if overlap_prefill and gpu_layers is None:
+        raise UsageError("overlap_prefill: it is the halves of a model that overlap; say how many gpu_layers")
     device = _open_device(backend, dtype, keep_packed, gpu_layers)
     team = _join(shard, device, gpu_layers)
     parts = read_parts(
@@ -131,9 +147,15 @@ def load(
     if device is not None:
         name = "mlx" if isinstance(device, probe.Mlx) else "metal"
         KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name)
+        _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
+    elif kv_window is not None:
+        parts = replace(parts, config=with_window(parts.config, kv_window))
     on: Backend
     if shard and team:
         return _load_shard(parts, shard, team, dtype, max_memory, prefix_cache)
+    if gpu_layers is not None:
+        room = max_memory if max_memory is not None else _device_memory(device)
+        parts = _fitted_to_gpu(parts, gpu_layers, n_ctx, room)
     if device is None:
         from russet.backends.cpu import CpuBackend
 
@@ -145,6 +167,8 @@ def load(
             packed_file=PackedFile(parts.checkpoint, parts.quantization),
             keep_packed=keep_packed,
             kv_dtype=kv_dtype,
+            kv_budget=kv_budget,
+            attention=attention,
             cache_bytes=parts.cache_bytes,
         )
     elif isinstance(device, probe.Mlx):
@@ -154,7 +178,7 @@ def load(
         n_layers = parts.config.n_layers
         if gpu_layers is None or gpu_layers == n_layers:
             on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
-        elif 0 < gpu_layers < n_layers:
+        else:
             from russet.backends.split import SplitBackend
 
             on = SplitBackend(
@@ -165,9 +189,8 @@ def load(
                 max_memory=limit,
                 threads=threads,
                 prefill_threads=prefill_threads,
+                overlap_prefill=overlap_prefill,
             )
-        else:
-            raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
     else:
         from russet.backends.metal import MetalBackend
 
@@ -296,6 +319,13 @@ def _open_device(
     return open_device(simulated=backend == "metal-sim")
 
 
+def _refuse_lossy(backend: str, **options: tuple[object, object]) -> None:
+    """options: name -> what is asked for, and what leaves it off. Raises UsageError where one is not off."""
+    for name, (said, off) in options.items():
+        if said != off:
+            raise UsageError(f"{name}: the CPU alone has it, got {name}={said!r} with backend={backend!r}")
+
+
 def _join(shard: str | None, device: _core.MetalDevice | probe.Mlx | None, gpu_layers: int | None) -> Team | None:
     """The processes that compute the model together; None: this one alone does."""
     if shard is None:
@@ -352,6 +382,29 @@ def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
         return None
     working_set: int = device.working_set if isinstance(device, probe.Mlx) else device.info["working_set"]
     return min(working_set, memory.available()) if working_set else None
+
+
+def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int | str | None) -> Parts:
+    """The parts with a context that fits the GPU beside its layers, where n_ctx is not given.
+
+    room: bytes that the GPU can hold; None: it does not say. Raises NotEnoughMemory, with the sum, and UsageError.
+    """
+    n_layers = parts.config.n_layers
+    if not 0 <= gpu_layers <= n_layers:
+        raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
+    if gpu_layers == 0 or room is None:
+        return parts
+    _, weights = part_of(parts.config, parts.weights, 0, gpu_layers)
+    n_ctx = memory.choose_n_ctx(
+        weight_bytes=held_bytes(weights),
+        bytes_per_token=parts.cache_bytes_per_token * gpu_layers // n_layers,
+        max_ctx=parts.n_ctx,
+        n_ctx=n_ctx,
+        max_memory=room,
+        part=f"gpu_layers={gpu_layers}: on the GPU, ",
+        way_out="load with fewer gpu_layers or a smaller n_ctx",
+    )
+    return replace(parts, n_ctx=n_ctx)
 
 
 class Model:

@@ -27,8 +27,11 @@ class Session(Protocol):
         """
         ...
 
-    def append_greedy(self, token: int) -> int:
-        """Append a token; return the likeliest one after it. Raises NumericalError where a logit is NaN."""
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        """Append a token; return the likeliest one after it. Raises NumericalError where a logit is NaN.
+
+        Some backends begin the pass over that one before they are asked to; is_last: nobody will ask.
+        """
         ...
 
     def rewind(self, n_tokens: int) -> None:

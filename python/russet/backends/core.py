@@ -81,7 +81,7 @@ class CoreSession:
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
-    def append_greedy(self, token: int) -> int:
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return self.backend.append_greedy(self.cache, token)
 
     def rewind(self, n_tokens: int) -> None:

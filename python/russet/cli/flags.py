@@ -59,6 +59,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
     add("--model", "-m", default=None, help="folder, or hub id like org/name (default: the built-in demo)")
     add_source_flags(group)
     add_memory_flags(group)
+    add_lossy_flags(group)
     add(
         "--prefix-cache", metavar="SIZE",
         help="of texts kept for prompts that begin alike, as 1GB; 0: none (default: a quarter of what texts may take)",
@@ -93,6 +94,20 @@ def add_memory_flags(group: argparse._ArgumentGroup) -> None:
         help="of keys and values on the CPU: float32, float16, bfloat16, int8, or two as int8/int4 (default: float16, "
         "float32 where the weights are)",
     )  # fmt: skip
+
+
+def add_lossy_flags(group: argparse._ArgumentGroup) -> None:
+    """What makes long texts cheaper on the CPU and loses something: see russet.load()."""
+    group.add_argument(
+        "--kv-budget", type=float, metavar="SHARE",
+        help="of its keys and values that a text keeps, those looked at most, as 0.3 (default: 1, all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-window", type=int, metavar="N", help="newest keys that a token sees, beside the first 4 (default: all)"
+    )
+    group.add_argument(
+        "--attention", choices=("exact", "sage", "int8"), help="in full, or with products in 8 bits (default: exact)"
+    )
 
 
 def add_quantization_flags(group: argparse._ArgumentGroup) -> None:
@@ -172,7 +187,8 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     options = given(
         args,
         *("backend", "dtype", "gpu_layers", "threads", "prefill_threads"),
-        *("n_ctx", "max_memory", "kv_dtype", "prefix_cache", "keep_packed", "shard", "strict"),
+        *("n_ctx", "max_memory", "kv_dtype", "kv_budget", "kv_window", "attention"),
+        *("prefix_cache", "keep_packed", "shard", "strict"),
     )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])

@@ -111,7 +111,7 @@ class MlxBackend:
                 return self._pass(parts, head)
             return np.concatenate([rows for part in parts for rows in self._in_chunks(*part, head)])
 
-    def append_greedy(self, cache: Cache, token: int) -> int:
+    def append_greedy(self, cache: Cache, token: int, *, is_last: bool = False) -> int:
         """Append a token; the likeliest one after it. While the host looks at that, MLX computes the next."""
         with _turn(self._shard, [cache]):
             self._check([(cache, [token], 0, False)])
@@ -119,7 +119,8 @@ class MlxBackend:
             if likeliest is None or taken != token:
                 likeliest = self._begin_greedy(cache, mx.array([token]))
             cache.n_tokens += 1
-            ahead = self._begin_greedy(cache, likeliest) if cache.n_tokens < self._most_tokens(cache) else None
+            goes_on = not is_last and cache.n_tokens < self._most_tokens(cache)
+            ahead = self._begin_greedy(cache, likeliest) if goes_on else None
             id = int(np.array(likeliest)[0])
             if id < 0:
                 raise NumericalError("the model computed logits that are not a number")
@@ -209,8 +210,8 @@ class MlxSession:
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> _Array:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
-    def append_greedy(self, token: int) -> int:
-        return self.backend.append_greedy(self.cache, token)
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        return self.backend.append_greedy(self.cache, token, is_last=is_last)
 
     def rewind(self, n_tokens: int) -> None:
         if not 0 <= n_tokens <= self.cache.n_tokens:
