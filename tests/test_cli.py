@@ -212,7 +212,7 @@ def test_verbose_ends_with_speeds_on_stderr(run, model):
 
 def test_a_prompt_cache_is_taken_up_and_written(run, tmp_path):
     path = tmp_path / "texts"
-    command = ("generate", "-m", FOLDER, "-n", 5, "--ignore-chat-template", "--json", "--prompt-cache", path, PROMPT)
+    command = ("generate", "-m", FOLDER, "-n", 5, "--temp", 0, "--json", "--prompt-cache", path, PROMPT)
     first, second = (json.loads(run(*command).out) for _ in range(2))
     assert (first["cached_tokens"], first["cache_miss"]) == (0, "new text")
     assert (second["cached_tokens"], second["cache_miss"]) == (second["prompt_tokens"] - 1, None)
@@ -223,7 +223,7 @@ def test_a_prompt_cache_is_taken_up_and_written(run, tmp_path):
 
 
 def test_a_full_context_may_shift(run):
-    command = ("generate", "-m", FOLDER, "-n", 60, "-c", 40, "--ignore-chat-template", "--ignore-eos", "--json", PROMPT)
+    command = ("generate", "-m", FOLDER, "-n", 60, "-c", 40, "--temp", 0, "--ignore-eos", "--json", PROMPT)
     ended = json.loads(run(*command).out)
     assert ended["prompt_tokens"] + ended["generated_tokens"] == 40
     shifted = json.loads(run(*command, "--context-overflow", "shift", "--n-sinks", 2).out)

@@ -194,6 +194,21 @@ def test_a_window_gives_back_what_a_shorter_beginning_would_see():
     assert (found.session.n_tokens, found.miss) == (100, WINDOW)
 
 
+def test_between_chunks_of_a_prompt_a_window_has_everything(monkeypatch):
+    monkeypatch.setattr("russet.generation.CHUNK_TOKENS", 50)
+    config = random_config(layer_window=(0, 70))
+    backend = make_backend(config, 24)
+    texts = make_texts(config, backend, 400, n_blocks=12)
+    system = [1, 2, 3] * 60
+    for own, n_known in ([7] * 220, 0), ([8] * 220, 180):
+        found = texts.take([*system, *own])
+        assert found.session.n_tokens == n_known
+        conversation = Conversation(found.session, config, known=[*system, *own][:n_known], texts=texts)
+        logits = conversation.append([*system, *own][n_known:])
+        expected = Conversation(backend.session(400), config).append([*system, *own])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.ptp(expected))
+
+
 @pytest.mark.parametrize(
     ("rope", "alike", "unlike"),
     [
@@ -563,11 +578,11 @@ def test_a_shift_without_a_cache_is_the_same(stories_folder):
 
 
 @pytest.mark.slow
-def test_a_prompt_of_many_thousand_tokens():
-    n_tokens = 8_000
+def test_a_prompt_of_50_000_tokens():
+    n_tokens = 50_000
     config = random_config(n_layers=1, dim=8, n_heads=1, n_kv_heads=1, head_dim=8, ffn_dim=8, max_ctx=n_tokens + 10)
     backend = CpuBackend(config, random_weights(config), kv_dtype="int8", cache_bytes=n_tokens * 2 * 32)
-    texts = make_texts(config, backend, n_tokens + 10, n_blocks=n_tokens // BLOCK)
+    texts = make_texts(config, backend, n_tokens + 10, n_blocks=n_tokens // BLOCK + 1)
     prompt = np.random.default_rng(0).integers(0, 50, n_tokens).tolist()
     session = backend.session(n_tokens + 10)
     first = [session.forward(prompt[i : i + 512]) for i in range(0, n_tokens, 512)][-1]

@@ -79,7 +79,7 @@ class Conversation:
     """A session and the tokens in it.
 
     known: what the session holds already: these tokens, of a text that is to be as long as text_length
-    texts: where keep() puts it
+    texts: where keep() puts it; by default nowhere
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Conversation:
         self.session = session
         self.tokens = list(known)
         self._ropes = config.ropes
+        self._has_windows = any(config.layer_window)
         self._text_length = text_length  # that the keys are rotated for
         self._texts = texts
 
@@ -113,6 +114,8 @@ class Conversation:
             chunk = tokens[begin : begin + CHUNK_TOKENS]
             rows.append(self.session.forward(chunk, all_logits=all_logits, text_length=length))
             self.tokens.extend(chunk)
+            if self._has_windows and len(self.tokens) < length:
+                self.keep_prompt()  # what comes next makes windows give back what a text that leaves here would see
         return np.concatenate(rows) if all_logits else rows[-1]
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
@@ -199,8 +202,7 @@ def generate(
 
     token = after(prompt[n_cached:], progress, is_last=n_most <= 1)
     first = now = time.perf_counter()
-    if options.use_cache:
-        conversation.keep_prompt()
+    conversation.keep_prompt()
     progress(len(prompt), len(prompt))
 
     def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:

@@ -28,7 +28,7 @@ from russet.kv_dtype import KvDtype
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
-from russet.prefix_cache import TURNED_OFF, Known, PrefixCache
+from russet.prefix_cache import TURNED_OFF, PrefixCache
 from russet.quantization import Quantization
 from russet.saved_cache import SavedText
 from russet.tokenizer import Message, Tokenizer
@@ -501,27 +501,29 @@ class Model:
     def _stream(
         self, ids: list[int], options: GenerateOptions, detokenizer: TextStream, progress: Progress
     ) -> Generator[Piece]:
-        known = self._texts.take(ids) if options.use_cache else Known(self.session(), TURNED_OFF)
-        conversation = self._conversation(ids, known.session)
+        miss: str | None = TURNED_OFF
+        conversation = Conversation(self.session(), self.config)
+        if options.use_cache:
+            conversation, miss = self._begin(ids)
         try:
             yield from generate(
                 conversation,
                 ids,
                 options,
-                miss=known.miss,
+                miss=miss,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
                 progress=progress,
             )
         finally:
-            if options.use_cache:
-                conversation.keep()
+            conversation.keep()
 
-    def _conversation(self, ids: Sequence[int], session: Session) -> Conversation:
-        """One whose session holds the beginning of a prompt."""
+    def _begin(self, ids: Sequence[int]) -> tuple[Conversation, str | None]:
+        """One that holds what is known of a prompt, and why not all but its last token."""
+        session, miss = self._texts.take(ids)
         known = ids[: session.n_tokens]
-        return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts)
+        return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts), miss
 
     def _damage(self) -> str | None:
         damaged = find_non_finite(self.checkpoint.tensors)
@@ -532,7 +534,7 @@ class Model:
     def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
         """Logits after each token: float32 [n_tokens, vocab_size]."""
         ids = self._prompt_ids(tokens)
-        return self._conversation(ids, self.session()).append(ids, all_logits=True)
+        return Conversation(self.session(), self.config).append(ids, all_logits=True)
 
     def score(self, text: Prompt) -> list[float]:
         """Natural-log probability of each token but the first, given those before it."""
@@ -601,7 +603,7 @@ class Model:
         texts = self._texts.texts()
         if prompt is not None:
             ids = self._prompt_ids(prompt)
-            conversation = self._conversation(ids, self._texts.take(ids).session)
+            conversation, _ = self._begin(ids)
             conversation.append(ids[len(conversation.tokens) :])
             conversation.keep()
             texts = [(ids, conversation.session, conversation.rotated or "")]

@@ -18,6 +18,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from russet.backends import Session
 from russet.config import Rope
@@ -28,8 +29,7 @@ OTHER_FREQUENCIES = "rope frequencies differ"
 WINDOW = "a sliding window has given its keys back"
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a prompt can begin with."""
 
     session: Session  #: the caller's own
@@ -111,17 +111,15 @@ class PrefixCache:
         if not tokens or rotated is None or not session.can_rewind(len(tokens)):
             return
         with self._lock:
-            root = self._roots.setdefault(rotated, _Node([], 0))
-            path, n_alike = _follow(root, tokens)
-            node = path[-1]
-            if n_alike < len(tokens) or not (node.session and node.session.can_rewind(n_alike)):
-                node = _split(path, n_alike) if n_alike < node.end else node
+            path, n_alike = _follow(self._roots.setdefault(rotated, _Node([], 0)), tokens)
+            has_it = path[-1].session and path[-1].session.can_rewind(n_alike)
+            if n_alike < len(tokens) or not has_it:
+                if n_alike < path[-1].end:
+                    _split(path, n_alike)
                 if n_alike < len(tokens):
-                    path.append(_Node(tokens[n_alike:], len(tokens)))
-                    node.children[tokens[n_alike]] = path[-1]
-                    if session.can_rewind(node.end):
-                        node.session = None  # the leaf's can be cut there
-                path[-1].session = session.fork(len(tokens))
+                    _add_leaf(path, tokens[n_alike:], session.fork(len(tokens)))
+                else:
+                    path[-1].session = session.fork(len(tokens))
             self._touch(path)
             while self.bytes() > self.budget and self.drop_oldest():
                 pass
@@ -231,14 +229,23 @@ def _follow(root: _Node, tokens: Sequence[int]) -> tuple[_Path, int]:
     return path, n
 
 
-def _split(path: _Path, at: int) -> _Node:
-    """A new node, after `at` tokens of the last node's text, that takes its place on the path."""
+def _split(path: _Path, at: int) -> None:
+    """A new node, after `at` tokens of the last node's text, takes its place on the path."""
     behind, before = path.pop(), path[-1]
     n = at - before.end
     path.append(_Node(behind.edge[:n], at, None, {behind.edge[n]: behind}, behind.last_used))
     before.children[behind.edge[0]] = path[-1]
     behind.edge = behind.edge[n:]
-    return path[-1]
+
+
+def _add_leaf(path: _Path, edge: list[int], session: Session) -> None:
+    """A leaf after the last node, whose own session is needless if the leaf's can be cut wherever it alone could be."""
+    node = path[-1]
+    others_end = max((other.end for other in path[:-1] if other.session), default=0)
+    if session.can_rewind(others_end + 1):
+        node.session = None
+    path.append(_Node(edge, node.end + len(edge), session))
+    node.children[edge[0]] = path[-1]
 
 
 def _paths(root: _Node) -> Iterator[_Path]:

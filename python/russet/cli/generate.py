@@ -68,7 +68,9 @@ def _load_cache(model: russet.Model, path: Path) -> None:
     if path.exists():
         model.load_cache(path)
     elif model.backend.name != "cpu":  # not after a long answer
-        raise UsageError(f"--prompt-cache: only the CPU's cache can be saved, not {model.backend.name}'s")
+        raise UsageError(
+            f"--prompt-cache: only the CPU's cache can be saved, not {model.backend.name}'s; take --backend cpu"
+        )
 
 
 def _prompt_text(args: argparse.Namespace) -> str:

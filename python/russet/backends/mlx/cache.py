@@ -38,10 +38,11 @@ class Cache:
         self._capacity = capacity
 
     def fork(self, n_tokens: int) -> Cache:
-        """Another with the first n_tokens of this one: the same arrays, until either writes."""
+        """Another with the first n_tokens of this one: views of the same arrays, until either writes."""
         fork = copy(self)
-        fork.keys, fork.values = ([array[...] for array in arrays] for arrays in (self.keys, self.values))
         fork.n_tokens, fork.ahead = n_tokens, None
+        fork._capacity = end = min(-(-n_tokens // _STEP) * _STEP, self._capacity)
+        fork.keys, fork.values = ([array[:, :, :end] for array in arrays] for arrays in (self.keys, self.values))
         return fork
 
     def store(self, layer: int, pos: int, k: mx.array, v: mx.array) -> None:
