@@ -23,6 +23,11 @@ inline Vec to_floats(Ints sums) {
   for (int i = 0; i < Vec::width; ++i) floats[i] = float(sums.sums[i]);
   return load(floats);
 }
+inline void to_bytes(Vec a, int8_t* bytes) {
+  float floats[Vec::width];
+  store(floats, a);
+  for (int i = 0; i < Vec::width; ++i) bytes[i] = std::fabs(floats[i]) <= 127 ? int8_t(floats[i]) : int8_t(0);
+}
 inline void interleave(const int8_t* rows, int stride, int n, int8_t* tile) {
   for (int i = 0; i < n; ++i)
     for (int u = 0; u < 4; ++u) tile[4 * i + u] = rows[u * stride + i];

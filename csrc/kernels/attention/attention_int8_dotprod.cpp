@@ -16,6 +16,11 @@ inline Ints dot(Ints sums, int32_t four, const int8_t* tile) {
 inline Vec to_floats(Ints sums) {
   return {vcvtq_f32_s32(sums)};
 }
+inline void to_bytes(Vec a, int8_t* bytes) {
+  const int16x4_t words = vmovn_s32(vcvtnq_s32_f32(a.v));
+  vst1_lane_s32(reinterpret_cast<int32_t*>(bytes), vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))),
+                0);
+}
 inline void interleave(const int8_t* rows, int stride, int n, int8_t* tile) {
   for (int i = 0; i < n; i += 16, tile += 64) {
     int8x16x4_t row;

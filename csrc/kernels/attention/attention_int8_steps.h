@@ -4,7 +4,8 @@
 //   Ints dot(Ints sums, int32_t four, const int8_t* tile)
 //                         sums[i] += the sum over u < 4 of byte u of four times tile[4 i + u]
 //   Vec to_floats(Ints)
-//   kOffset               what is added to bytes of q, where dot() takes those of `four` as unsigned
+//   to_bytes(Vec, bytes)  Vec::width values, whole numbers from -127 to 127; what is no number becomes any
+//   byte kOffset               what is added to bytes of q, where dot() takes those of `four` as unsigned
 //   interleave(rows, stride, n, tile)
 //                         tile[4 i + u] = rows[u * stride + i], i < n, a multiple of 16
 //
@@ -24,19 +25,18 @@ namespace {
 constexpr float kHidden = -3.4e38f;  // a score whose weight is exactly 0
 constexpr int kMaxColumns = kMaxHeadDim + 15;
 
-// n values as round(x / scale); returns scale = max |x| / 127, or NaN where one is not finite.
+// n values, a multiple of Vec::width, as round(x / scale); returns scale = max |x| / 127, or NaN where one is
+// not finite.
 inline float to_codes(const float* x, int n, int8_t* codes) {
-  float most = 0, poison = 0;
-  for (int i = 0; i < n; ++i) {
-    most = std::max(most, std::fabs(x[i]));
-    poison += x[i] * 0;
+  Vec most = splat(0), poison = splat(0);
+  for (int i = 0; i < n; i += Vec::width) {
+    most = max(max(splat(0) - load(x + i), load(x + i)), most);  // in this order a NaN is passed over
+    poison = fma(load(x + i), splat(0), poison);
   }
-  const float per_step = most > 0 ? 127 / most : 0;
-  for (int i = 0; i < n; ++i) {
-    const float steps = x[i] * per_step;
-    codes[i] = int8_t(std::fabs(steps) <= 127.5f ? std::nearbyint(steps) : 0);
-  }
-  return most / 127 + poison;
+  const float largest = max_of(most);
+  const Vec per_step = splat(largest > 0 ? 127 / largest : 0);
+  for (int i = 0; i < n; i += Vec::width) to_bytes(round(load(x + i) * per_step), codes + i);
+  return largest / 127 + sum(poison);
 }
 
 template <typename T>
@@ -63,18 +63,26 @@ class Rows {
       n_keys = std::min<int>(kBlockTokens, end - key0);
       load_keys();
       load_values();
-      for (int t = 0; t < a.n_tokens; ++t) {
-        if (key0 > a.pos + t || (key0 + kBlockTokens <= first_seen(t) && key0 >= a.n_sinks)) continue;
-        for (int row = t * a.n_heads; row < (t + 1) * a.n_heads; ++row) {
-          scores(row);
-          softmax(t, row, key0);
-          values(sums_of(row));
-        }
-      }
+      const int n_rows = a.n_tokens * a.n_heads;
+      int row = 0;
+      for (; row + kRowsAtOnce <= n_rows; row += kRowsAtOnce) rows_from<kRowsAtOnce>(row, key0);
+      for (; row < n_rows; ++row) rows_from<1>(row, key0);
     }
   }
 
  private:
+  static constexpr int kRowsAtOnce = 4;  // that share each load of keys and values
+
+  template <int n>
+  void rows_from(int row, int key0) {
+    scores<n>(row);
+    for (int i = 0; i < n; ++i) shrink[i] = softmax(row + i, key0, p[i]);
+    if constexpr (int8_values)
+      values_in_int8<n>(row);
+    else
+      values_in_float<n>(row);
+  }
+
   int first_seen(int t) const { return a.window > 0 ? std::max(0, a.pos + t + 1 - a.window) : 0; }
   float* sums_of(int row) const { return of_rows.sums + size_t(row) * PartialSoftmax::row_floats(dim); }
   const float* query(int row) const {
@@ -83,9 +91,11 @@ class Rows {
 
   void round_queries() {
     for (int row = 0; row < a.n_tokens * a.n_heads; ++row) {
-      int8_t codes[kMaxColumns] = {};
-      q_scale[row] = to_codes(query(row), dim, codes) * a.scale;
-      for (int c = 0; c < 4 * n_tiles; ++c) q[row][c] = uint8_t(codes[c] + kOffset);
+      alignas(64) float wide_row[kMaxColumns + 1] = {};
+      alignas(64) int8_t codes[kMaxColumns + 1];
+      std::copy_n(query(row), dim, wide_row);
+      q_scale[row] = to_codes(wide_row, columns(), codes) * a.scale;
+      for (int c = 0; c < columns(); ++c) q[row][c] = uint8_t(codes[c] + kOffset);
       q_mean[row] = 0;
       of_rows.tops[row] = kHidden;
       of_rows.totals[row] = 0;
@@ -130,22 +140,25 @@ class Rows {
   }
   // wide less the mean, key by key, which are its columns: as to_codes() does rows.
   void round_keys() {
-    float most[kBlockTokens] = {}, poison[kBlockTokens] = {}, per_step[kBlockTokens];
-    for (int c = 0; c < dim; ++c) {
-      float* column = wide + c * kBlockTokens;
-      for (int j = 0; j < kBlockTokens; ++j) {
-        column[j] = j < n_keys ? column[j] - mean[c] : 0;
-        most[j] = std::max(most[j], std::fabs(column[j]));
-        poison[j] += column[j] * 0;
+    if (n_keys < kBlockTokens)  // what no key has been written to yet
+      for (int c = 0; c < dim; ++c)
+        std::fill(wide + c * kBlockTokens + n_keys, wide + (c + 1) * kBlockTokens, mean[c]);
+    for (int j = 0; j < kBlockTokens; j += Vec::width) {
+      Vec most = splat(0), poison = splat(0);
+      for (int c = 0; c < dim; ++c) {
+        const Vec x = load(wide + c * kBlockTokens + j) - splat(mean[c]);
+        most = max(max(splat(0) - x, x), most);
+        poison = fma(x, splat(0), poison);
       }
-    }
-    for (int j = 0; j < kBlockTokens; ++j) {
-      per_step[j] = most[j] > 0 ? 127 / most[j] : 0;
-      key_scale[j] = most[j] / 127 + poison[j];
-    }
-    for (int i = 0; i < dim * kBlockTokens; ++i) {
-      const float steps = wide[i] * per_step[i % kBlockTokens];
-      rounded[i] = int8_t(std::fabs(steps) <= 127.5f ? std::nearbyint(steps) : 0);
+      float largest[Vec::width], per_step[Vec::width];
+      store(largest, most);
+      for (int i = 0; i < Vec::width; ++i) per_step[i] = largest[i] > 0 ? 127 / largest[i] : 0;
+      const Vec steps = load(per_step);
+      for (int c = 0; c < dim; ++c) {
+        const Vec x = load(wide + c * kBlockTokens + j) - splat(mean[c]);
+        to_bytes(round(x * steps), rounded + c * kBlockTokens + j);
+      }
+      store(key_scale + j, fma(most, splat(1.0f / 127), poison));
     }
   }
   void take_mean() {
@@ -172,46 +185,56 @@ class Rows {
     return sums;
   }
 
+  template <int n>
   void scores(int row) {
-    Ints sums[kVectors] = {};
+    Ints sums[n][kVectors] = {};
     for (int tile = 0; tile < n_tiles; ++tile) {
-      int32_t four;
-      std::memcpy(&four, q[row] + 4 * tile, 4);
       const int8_t* of_tile = keys + tile * 4 * kBlockTokens;
-      for (int v = 0; v < kVectors; ++v) sums[v] = dot(sums[v], four, of_tile + v * Vec::width * 4);
+      for (int i = 0; i < n; ++i) {
+        int32_t four;
+        std::memcpy(&four, q[row + i] + 4 * tile, 4);
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = dot(sums[i][v], four, of_tile + v * Vec::width * 4);
+      }
     }
-    each_vector([&](int v) {
-      Vec s = to_floats(sums[v]);
-      if constexpr (kOffset != 0) s = fma(to_floats(sums_of_keys[v]), splat(-float(kOffset)), s);
-      store(p + v * Vec::width,
-            fma(s * load(key_scale + v * Vec::width), splat(q_scale[row]), splat(q_mean[row])));
-    });
+    for (int i = 0; i < n; ++i)
+      each_vector([&](int v) {
+        Vec s = to_floats(sums[i][v]);
+        if constexpr (kOffset != 0) s = fma(to_floats(sums_of_keys[v]), splat(-float(kOffset)), s);
+        const Vec by_key = s * load(key_scale + v * Vec::width);
+        store(p[i] + v * Vec::width, fma(by_key, splat(q_scale[row + i]), splat(q_mean[row + i])));
+      });
   }
 
-  // Scores to weights. What was summed so far shrinks.
-  void softmax(int t, int row, int key0) {
-    const int last = a.pos + t - key0, begin = first_seen(t) - key0, n_sinks = a.n_sinks - key0;
+  // A row's scores to weights, zero for the keys it does not see; returns by how much its sums shrink.
+  float softmax(int row, int key0, float* scores) {
+    const int t = row / a.n_heads, last = a.pos + t - key0;
+    const int begin = first_seen(t) - key0, n_sinks = a.n_sinks - key0;
+    if (last < 0 || (begin >= kBlockTokens && n_sinks <= 0)) {
+      std::fill_n(scores, kBlockTokens, 0.0f);
+      return 1;
+    }
     if (a.softcap > 0)
       each_vector([&](int v) {
-        float* s = p + v * Vec::width;
+        float* s = scores + v * Vec::width;
         store(s, splat(a.softcap) * tanh(load(s) / splat(a.softcap)));
       });
     if (last < kBlockTokens - 1 || begin > 0)
       for (int j = 0; j < kBlockTokens; ++j)
-        if (j > last || (j < begin && j >= n_sinks)) p[j] = kHidden;
+        if (j > last || (j < begin && j >= n_sinks)) scores[j] = kHidden;
     Vec tops = splat(kHidden);
-    each_vector([&](int v) { tops = max(tops, load(p + v * Vec::width)); });
+    each_vector([&](int v) { tops = max(tops, load(scores + v * Vec::width)); });
     float &top = of_rows.tops[row], &total = of_rows.totals[row];
     const float new_top = std::max(top, max_of(tops));
     Vec totals = splat(0);
     each_vector([&](int v) {
-      const Vec e = exp(load(p + v * Vec::width) - splat(new_top));
-      store(p + v * Vec::width, e);
+      const Vec e = exp(load(scores + v * Vec::width) - splat(new_top));
+      store(scores + v * Vec::width, e);
       totals = totals + e;
     });
-    shrink = std::exp(top - new_top);
+    const float kept = std::exp(top - new_top);
     top = new_top;
-    total = total * shrink + sum(totals);
+    total = total * kept + sum(totals);
+    return kept;
   }
 
   // wide: the block's values as floats, [n_keys][dim]; for int8, value_tiles: four tokens by dim columns
@@ -227,7 +250,7 @@ class Rows {
     if (!as_they_lie) {
       std::fill_n(rounded, kBlockTokens * dim, int8_t(0));
       std::fill_n(value_scale, kBlockTokens, 0.0f);
-      for (int j = 0; j < n_keys; ++j) value_scale[j] = to_codes(wide + j * dim, dim, rounded + j * dim);
+      round_values();
       codes = rounded;
     }
     const int whole = dim / 16 * 16;
@@ -239,6 +262,16 @@ class Rows {
     }
   }
   int columns() const { return (dim + 15) / 16 * 16; }
+
+  void round_values() {
+    alignas(64) float row[kMaxColumns + 1] = {};
+    alignas(64) int8_t codes[kMaxColumns + 1];
+    for (int j = 0; j < n_keys; ++j) {
+      std::copy_n(wide + j * dim, dim, row);
+      value_scale[j] = to_codes(row, columns(), codes);
+      std::copy_n(codes, dim, rounded + j * dim);
+    }
+  }
 
   void widen_values() {
     const KvFormat& f = a.format;
@@ -256,53 +289,60 @@ class Rows {
                 : minima[j] + scales[j] * float(at<uint8_t>(plane)[j * row + c / 2] >> c % 2 * 4 & 15);
   }
 
-  void values(float* out) {
-    if constexpr (int8_values)
-      values_in_int8(out);
-    else
-      values_in_float(out);
-  }
-
-  void values_in_float(float* out) const {
+  template <int n>
+  void values_in_float(int row) const {
     constexpr int kAtOnce = 4;
     int c = 0;
     for (; c + kAtOnce * Vec::width <= dim; c += kAtOnce * Vec::width) {
-      Vec sums[kAtOnce];
-      for (int u = 0; u < kAtOnce; ++u) sums[u] = load(out + c + u * Vec::width) * splat(shrink);
-      for (int j = 0; j < n_keys; ++j)
+      Vec sums[n][kAtOnce];
+      for (int i = 0; i < n; ++i)
         for (int u = 0; u < kAtOnce; ++u)
-          sums[u] = fma(splat(p[j]), load(wide + j * dim + c + u * Vec::width), sums[u]);
-      for (int u = 0; u < kAtOnce; ++u) store(out + c + u * Vec::width, sums[u]);
+          sums[i][u] = load(sums_of(row + i) + c + u * Vec::width) * splat(shrink[i]);
+      for (int j = 0; j < n_keys; ++j)
+        for (int u = 0; u < kAtOnce; ++u) {
+          const Vec values = load(wide + j * dim + c + u * Vec::width);
+          for (int i = 0; i < n; ++i) sums[i][u] = fma(splat(p[i][j]), values, sums[i][u]);
+        }
+      for (int i = 0; i < n; ++i)
+        for (int u = 0; u < kAtOnce; ++u) store(sums_of(row + i) + c + u * Vec::width, sums[i][u]);
     }
-    for (; c < dim; ++c) {
-      float sum = out[c] * shrink;
-      for (int j = 0; j < n_keys; ++j) sum = std::fma(p[j], wide[j * dim + c], sum);
-      out[c] = sum;
-    }
+    for (; c < dim; ++c)
+      for (int i = 0; i < n; ++i) {
+        float sum = sums_of(row + i)[c] * shrink[i];
+        for (int j = 0; j < n_keys; ++j) sum = std::fma(p[i][j], wide[j * dim + c], sum);
+        sums_of(row + i)[c] = sum;
+      }
   }
 
-  void values_in_int8(float* out) {
-    each_vector([&](int v) {
-      float* w = p + v * Vec::width;
-      store(w, load(w) * load(value_scale + v * Vec::width));
-    });
-    alignas(4) int8_t codes[kBlockTokens];
-    const float scale = to_codes(p, kBlockTokens, codes);
-    float row[Vec::width];
-    for (int c = 0; c < dim; c += Vec::width) {
-      Ints sums{};
+  // Rows of sums have room for whole vectors.
+  template <int n>
+  void values_in_int8(int row) {
+    alignas(64) int8_t codes[n][kBlockTokens];
+    float scale[n];
+    for (int i = 0; i < n; ++i) {
+      each_vector([&](int v) {
+        float* w = p[i] + v * Vec::width;
+        store(w, load(w) * load(value_scale + v * Vec::width));
+      });
+      scale[i] = to_codes(p[i], kBlockTokens, codes[i]);
+    }
+    constexpr int kAtOnce = 2;
+    static_assert(16 % Vec::width == 0);
+    for (int c = 0; c < columns(); c += kAtOnce * Vec::width) {
+      Ints sums[n][kAtOnce] = {};
       for (int j = 0; j < kBlockTokens; j += 4) {
-        int32_t four;
-        std::memcpy(&four, codes + j, 4);
-        sums = dot(sums, four, value_tiles + j * columns() + 4 * c);
+        const int8_t* tile = value_tiles + j * columns() + 4 * c;
+        for (int i = 0; i < n; ++i) {
+          int32_t four;
+          std::memcpy(&four, codes[i] + j, 4);
+          for (int u = 0; u < kAtOnce; ++u) sums[i][u] = dot(sums[i][u], four, tile + u * Vec::width * 4);
+        }
       }
-      const int n = std::min<int>(Vec::width, dim - c);
-      if (n == Vec::width) {
-        store(out + c, fma(to_floats(sums), splat(scale), load(out + c) * splat(shrink)));
-        continue;
-      }
-      store(row, to_floats(sums) * splat(scale));
-      for (int i = 0; i < n; ++i) out[c + i] = out[c + i] * shrink + row[i];
+      for (int i = 0; i < n; ++i)
+        for (int u = 0; u < kAtOnce && c + u * Vec::width < columns(); ++u) {
+          float* out = sums_of(row + i) + c + u * Vec::width;
+          store(out, fma(to_floats(sums[i][u]), splat(scale[i]), load(out) * splat(shrink[i])));
+        }
     }
   }
 
@@ -311,12 +351,14 @@ class Rows {
   int dim, n_tiles, n_keys;
   bool has_mean;
   PartialSoftmax of_rows;
-  float shrink, q_scale[kAttentionRows], q_mean[kAttentionRows];  // q_mean: what each row gives the mean
+  float shrink[kRowsAtOnce], q_scale[kAttentionRows],
+      q_mean[kAttentionRows];  // q_mean: what each row gives the mean
   alignas(64) uint8_t q[kAttentionRows][kMaxColumns + 1];
-  alignas(64) float mean[kMaxHeadDim], p[kBlockTokens], key_scale[kBlockTokens], value_scale[kBlockTokens];
+  alignas(64) float mean[kMaxHeadDim], p[kRowsAtOnce][kBlockTokens], key_scale[kBlockTokens],
+      value_scale[kBlockTokens];
   Ints sums_of_keys[kVectors];
   alignas(64) int8_t keys[kBlockTokens * kMaxHeadDim], rounded[kBlockTokens * kMaxHeadDim];
-  alignas(64) int8_t value_tiles[kBlockTokens * kMaxHeadDim];
+  alignas(64) int8_t value_tiles[kBlockTokens * kMaxHeadDim + 256];  // two vectors are read at once
   alignas(64) float wide[kBlockTokens * kMaxHeadDim];
 };
 

@@ -17,6 +17,9 @@ inline Ints dot(Ints sums, int32_t four, const int8_t* tile) {
 inline Vec to_floats(Ints sums) {
   return {_mm512_cvtepi32_ps(sums)};
 }
+inline void to_bytes(Vec a, int8_t* bytes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
 inline void interleave(const int8_t* rows, int stride, int n, int8_t* tile) {
   for (int i = 0; i < n; i += 16, tile += 64) {
     __m128i row[4];
