@@ -47,7 +47,7 @@ struct Product {
   float* c;
   size_t c_stride;
   int depth;
-  bool from_memory;  // b is read for the first time
+  bool from_memory;  // where the first rows of a call find b
 
   // Left to itself, GCC unrolls too late to see that the sums stay in registers all along, and copies them
   // through the stack before and behind the loop: 5 % of decode and prefill.
@@ -200,7 +200,6 @@ class Run {
   float *const q, *const p, *const keys, *const values;
   Seen seen[kAttentionRows];  // by each token, of the block at hand
   // Of the block at hand:
-  bool from_memory;  // nobody has read it yet
   const float *key_scales, *value_scales, *value_minima;
 
   // Whether any token sees anything of the block that begins with `key`.
@@ -227,8 +226,7 @@ class Run {
     value_minima = numbers(int4, f.value_minima());
     Plane k{f.keys, data, kBlockTokens, kBlockTokens};
     Plane v{f.values, data + f.values_at(), size_t(dim), dim};
-    const bool many = n_rows > kTileRows, widens = kWidensForMany && many;
-    from_memory = !many;
+    const bool widens = kWidensForMany && n_rows > kTileRows;
     if (widens && k.type != KvType::f32) {
       widen_plane(k.type, k.data, dim, kBlockTokens, keys, kBlockTokens);
       k = {KvType::f32, keys, kBlockTokens, kBlockTokens};
@@ -237,7 +235,9 @@ class Run {
       widen_plane(v.type, v.data, kBlockTokens, dim, values, row);
       v = {KvType::f32, values, row, (dim + Vec::width - 1) / Vec::width * Vec::width};
     }
-    for (int r = 0; r < n_rows; r += kTileRows) few_rows(r, std::min(kTileRows, n_rows - r), k, v);
+    // As many rows in each: 8 are 4 and 4.
+    const int n_tiles = (n_rows + kTileRows - 1) / kTileRows, at_once = (n_rows + n_tiles - 1) / n_tiles;
+    for (int r = 0; r < n_rows; r += at_once) few_rows(r, std::min(at_once, n_rows - r), k, v);
   }
 
   // first, first + 1 ...: n of them, at most kTileRows
@@ -245,7 +245,7 @@ class Run {
     // A block is longer than these rows: what one of them sees, the first or the last sees.
     if (!seen_by(first).any() && !seen_by(first + n - 1).any()) return;
     std::fill_n(p, n * kBlockTokens, 0.0f);
-    Product{q + size_t(first) * row, row, p, kBlockTokens, dim, from_memory}(k, 0, n);
+    Product{q + size_t(first) * row, row, p, kBlockTokens, dim, first == 0}(k, 0, n);
     for (int i = 0; i < n; ++i)
       if (seen_by(first + i).any()) softmax(first + i, p + i * kBlockTokens);
     add_values(first, n, v, [](const Seen& s) { return s.sinks; }, [](const Seen&) { return 0; });
@@ -321,8 +321,7 @@ class Run {
     const auto add = [&](int i, int rows, int begin, int end) {
       if (begin >= end) return;
       float* sums = to.sums + size_t(first + i) * row;
-      Product{p + i * kBlockTokens + begin, kBlockTokens, sums, row, end - begin, from_memory}(v, begin,
-                                                                                               rows);
+      Product{p + i * kBlockTokens + begin, kBlockTokens, sums, row, end - begin, first == 0}(v, begin, rows);
     };
     for (int i = 0; i < n; ++i)
       add(i, 1, begin_of(seen_by(first + i)), std::min(from, end_of(seen_by(first + i))));
