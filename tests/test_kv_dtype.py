@@ -73,3 +73,15 @@ def test_a_gpu_keeps_its_own(options):
         with pytest.raises(UsageError, match=message):
             russet.load(kv_dtype=said, **options)
     assert len(russet.load(kv_dtype="bfloat16", n_ctx=64, **options).generate_tokens([5], max_tokens=2)) == 2
+
+
+@pytest.mark.slow
+def test_metal_keeps_its_own_or_int8():
+    try:
+        model = russet.load(backend="metal-sim", kv_dtype="int8", n_ctx=64)
+    except russet.BackendError as error:
+        pytest.skip(str(error))
+    assert len(model.generate_tokens([5], max_tokens=2)) == 2
+    assert model.backend.pool.info["block_bytes"] == 2 * 64 * (model.config.head_dim + 4)
+    with pytest.raises(UsageError, match="kv_dtype: Metal keeps both keys and values as 'bfloat16', .* or as 'int8'"):
+        russet.load(backend="metal-sim", kv_dtype="int8/int4", n_ctx=64)

@@ -96,7 +96,8 @@ def load(
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
     kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
-        and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype.
+        and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype; Metal
+        takes "int8" as well.
     kv_budget: share of its keys and values that a text keeps on the CPU, those looked at most (arXiv 2410.00161)
     kv_window: keys that a token sees on the CPU, the newest, beside the first 4 (arXiv 2309.17453); by default all
     attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
@@ -137,7 +138,7 @@ def load(
         model,
         revision=revision,
         local_files_only=local_files_only,
-        kv_dtype=kv_dtype if device is None else dtype,
+        kv_dtype=kv_dtype if kv_dtype is not None or device is None else dtype,
         n_ctx=n_ctx,
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
@@ -146,7 +147,8 @@ def load(
     )
     if device is not None:
         name = "mlx" if isinstance(device, probe.Mlx) else "metal"
-        KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name)
+        if name == "mlx":
+            KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name)
         _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
     elif kv_window is not None:
         parts = replace(parts, config=with_window(parts.config, kv_window))
@@ -194,7 +196,9 @@ def load(
     else:
         from russet.backends.metal import MetalBackend
 
-        on = MetalBackend(parts.config, parts.weights, device, dtype=dtype, cache_bytes=parts.cache_bytes)
+        on = MetalBackend(
+            parts.config, parts.weights, device, dtype=dtype, kv_dtype=kv_dtype, cache_bytes=parts.cache_bytes
+        )
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
@@ -630,6 +634,8 @@ class Model:
     def _savable(self, what: str) -> CpuBackend:
         from russet.backends.cpu import CpuBackend
 
+        if isinstance(self.backend, CpuBackend) and self.backend.kv_budget < 1:
+            raise UsageError(f"{what}: with kv_budget={self.backend.kv_budget} texts have holes; take 1")
         if not isinstance(self.backend, CpuBackend):
             raise BackendError(
                 f"{what}: only the CPU's cache can be saved, not {self.backend.name}'s; use backend='cpu'"
@@ -637,7 +643,7 @@ class Model:
         return self.backend
 
     def _identity(self, on: CpuBackend) -> dict[str, str]:
-        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype)
+        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
