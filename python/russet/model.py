@@ -22,7 +22,7 @@ from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader, with_window
-from russet.errors import BackendError, ContextFull, UsageError
+from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
 from russet.kv_dtype import KvDtype
 from russet.models import family_of
@@ -199,6 +199,7 @@ def load(
         on = MetalBackend(
             parts.config, parts.weights, device, dtype=dtype, kv_dtype=kv_dtype, cache_bytes=parts.cache_bytes
         )
+        parts = _fitted_to_pool(parts, on.pool, n_ctx)
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
@@ -409,6 +410,22 @@ def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int |
         way_out="load with fewer gpu_layers or a smaller n_ctx",
     )
     return replace(parts, n_ctx=n_ctx)
+
+
+def _fitted_to_pool(parts: Parts, pool: _core.BlockPool, n_ctx: int | None) -> Parts:
+    """The parts with a context that fits the pool, which a GPU may see less of than memory has room for.
+
+    Raises NotEnoughMemory, with the sum, where n_ctx is given and does not fit.
+    """
+    n_bytes = pool.info["n_blocks"] * pool.info["block_bytes"]
+    n_tokens = n_bytes // (parts.cache_bytes_per_token * _core.BLOCK_TOKENS) * _core.BLOCK_TOKENS
+    if memory.in_blocks(parts.n_ctx) > n_tokens and n_ctx is not None:
+        needed = memory.in_blocks(n_ctx) * parts.cache_bytes_per_token
+        raise NotEnoughMemory(
+            f"cache {memory.gb(needed)} for {n_ctx:,} tokens, but the GPU sees {memory.gb(n_bytes)} of it in one piece; "
+            "load with a smaller n_ctx or kv_dtype='int8'"
+        )
+    return replace(parts, n_ctx=min(parts.n_ctx, n_tokens), cache_bytes=min(parts.cache_bytes, n_bytes))
 
 
 class Model:
