@@ -97,9 +97,7 @@ def test_a_context_is_what_metal_sees_in_one_piece(monkeypatch):
         pytest.skip(str(error))
     device = _core.MetalDevice.simulated(libraries, max_map_bytes=2**21)
     monkeypatch.setattr("russet.backends.metal.open_device", lambda *, simulated: device)
-    with pytest.raises(
-        NotEnoughMemory, match=r"cache 4.13 MB for 4,000 tokens, but the GPU sees 2.*MB of it in one pie"
-    ):
+    with pytest.raises(NotEnoughMemory, match=r"cache 4.13 MB for 4,000 tokens, but the GPU sees 2.*MB in one piece"):
         russet.load(backend="metal-sim", n_ctx=4000)
     assert russet.load(backend="metal-sim", n_ctx=1000).n_ctx == 1000
     assert russet.load(backend="metal-sim").n_ctx == 512

@@ -422,7 +422,7 @@ def _fitted_to_pool(parts: Parts, pool: _core.BlockPool, n_ctx: int | None) -> P
     if memory.in_blocks(parts.n_ctx) > n_tokens and n_ctx is not None:
         needed = memory.in_blocks(n_ctx) * parts.cache_bytes_per_token
         raise NotEnoughMemory(
-            f"cache {memory.gb(needed)} for {n_ctx:,} tokens, but the GPU sees {memory.gb(n_bytes)} of it in one piece; "
+            f"cache {memory.gb(needed)} for {n_ctx:,} tokens, but the GPU sees {memory.gb(n_bytes)} in one piece; "
             "load with a smaller n_ctx or kv_dtype='int8'"
         )
     return replace(parts, n_ctx=min(parts.n_ctx, n_tokens), cache_bytes=min(parts.cache_bytes, n_bytes))
