@@ -1,10 +1,12 @@
 """What a cache keeps keys and values in: what is asked for, what it takes, and what a backend refuses."""
 
+import os
+
 import pytest
 
 import russet
 from random_model import random_config, random_weights
-from russet import UsageError
+from russet import NotEnoughMemory, UsageError, _core, metal_sim, metal_source
 from russet.backends.cpu import CpuBackend
 from russet.inspection import inspect
 from russet.kv_dtype import KvDtype
@@ -73,3 +75,29 @@ def test_a_gpu_keeps_its_own(options):
         with pytest.raises(UsageError, match=message):
             russet.load(kv_dtype=said, **options)
     assert len(russet.load(kv_dtype="bfloat16", n_ctx=64, **options).generate_tokens([5], max_tokens=2)) == 2
+
+
+@pytest.mark.slow
+def test_metal_keeps_its_own_or_int8():
+    try:
+        model = russet.load(backend="metal-sim", kv_dtype="int8", n_ctx=64)
+    except russet.BackendError as error:
+        pytest.skip(str(error))
+    assert len(model.generate_tokens([5], max_tokens=2)) == 2
+    assert model.backend.pool.info["block_bytes"] == 2 * 64 * (model.config.head_dim + 4)
+    with pytest.raises(UsageError, match=r"kv_dtype: Metal keeps both keys and values as 'bfloat16', .* or as 'int8'"):
+        russet.load(backend="metal-sim", kv_dtype="int8/int4", n_ctx=64)
+
+
+@pytest.mark.slow
+def test_a_context_is_what_metal_sees_in_one_piece(monkeypatch):
+    try:
+        libraries = [os.fspath(metal_sim.compile_file(path).path) for path in metal_source.shaders()]
+    except russet.BackendError as error:
+        pytest.skip(str(error))
+    device = _core.MetalDevice.simulated(libraries, max_map_bytes=2**21)
+    monkeypatch.setattr("russet.backends.metal.open_device", lambda *, simulated: device)
+    with pytest.raises(NotEnoughMemory, match=r"cache 4.13 MB for 4,000 tokens, but the GPU sees 2.*MB in one piece"):
+        russet.load(backend="metal-sim", n_ctx=4000)
+    assert russet.load(backend="metal-sim", n_ctx=1000).n_ctx == 1000
+    assert russet.load(backend="metal-sim").n_ctx == 512

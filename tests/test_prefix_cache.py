@@ -16,7 +16,7 @@ from russet import NotEnoughMemory, UsageError, saved_cache
 from russet.backends.cpu import CpuBackend
 from russet.config import Rope
 from russet.generation import Conversation
-from russet.prefix_cache import NEW_TEXT, OTHER_FREQUENCIES, TURNED_OFF, WINDOW, PrefixCache
+from russet.prefix_cache import GIVEN_BACK, NEW_TEXT, OTHER_FREQUENCIES, TURNED_OFF, PrefixCache
 
 BLOCK = 64
 PROMPT = "Once upon a time there was"
@@ -188,10 +188,10 @@ def test_a_window_gives_back_what_a_shorter_beginning_would_see():
     assert texts.take([*text, 7]).miss is None
     assert texts.take([*text[:250], 7, 7]).session.n_tokens == 250  # a block behind the window is still there
     found = texts.take([*text[:100], 7, 7])
-    assert (found.session.n_tokens, found.miss) == (0, WINDOW)
+    assert (found.session.n_tokens, found.miss) == (0, GIVEN_BACK)
     texts = kept(config, make_backend(config, 24), text[:100], text)  # as generation does at a prompt's end
     found = texts.take([*text[:120], 7, 7])
-    assert (found.session.n_tokens, found.miss) == (100, WINDOW)
+    assert (found.session.n_tokens, found.miss) == (100, GIVEN_BACK)
 
 
 def test_between_chunks_of_a_prompt_a_window_has_everything(monkeypatch):
@@ -461,6 +461,16 @@ def prompt_ids(model):
 def test_the_same_tokens_on_the_cpu(options):
     model = russet.load(**options)
     check_same_tokens(model, prompt_ids(model))
+
+
+@pytest.mark.parametrize("options", [{"kv_window": 70}, {"kv_budget": 0.5}], ids=str)
+def test_a_conversation_goes_on_with_what_lossy_tricks_have_left(options):
+    model = russet.load(**options)
+    prompt = prompt_ids(model) * 4
+    tokens = model.generate_tokens(prompt, max_tokens=20, temperature=0, ignore_eos=True)
+    last = next(model.stream([*prompt, *tokens, 5], max_tokens=1))
+    assert last.cached_tokens >= len(prompt) + 19
+    assert next(model.stream([*prompt[:100], 5, 6], max_tokens=1)).cached_tokens in (0, 100)
 
 
 def test_the_same_tokens_in_mlx():

@@ -80,10 +80,10 @@ def test_the_file_has_every_shared_block_once(saved):
     assert len(metadata["rotated"].split()) == sum(name.endswith(".tokens") for name in shapes)
 
 
-@pytest.mark.parametrize("windows", [(0, 0), (5, 70)])
+@pytest.mark.parametrize(("windows", "n_sinks"), [((0, 0), 0), ((5, 70), 0), ((5, 70), 4), ((70, 5), 65)])
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8", "int8/int4"])
-def test_the_same_bits_come_back(windows, kv_dtype, tmp_path):
-    config = random_config(layer_window=windows)
+def test_the_same_bits_come_back(windows, n_sinks, kv_dtype, tmp_path):
+    config = random_config(layer_window=windows, n_sinks=n_sinks)
     backend = CpuBackend(config, random_weights(config), threads=1, kv_dtype=kv_dtype, cache_bytes=10**7)
     text = [i % 50 for i in range(200)]
     session = backend.session(300)
@@ -136,6 +136,8 @@ def check_refused(model, path, error, message):
     ("options", "message"),
     [
         ({"kv_dtype": "float32"}, "kv_dtype: expected 'float32', got 'float16'; load the model it was saved with"),
+        ({"kv_window": 100}, r"windows: expected '100 100 100 100, 4 sinks', got '0 0 0 0, 0 sinks'"),
+        ({"attention": "sage"}, "attention: expected 'sage', got 'exact'"),
         ({"quantize": "int8"}, r"quantization: expected 'Quantization\(bits=8.*', got 'as stored'"),
     ],
 )
@@ -241,6 +243,8 @@ def test_what_cannot_be_saved(folder, tmp_path):
     model = russet.load(folder)
     with pytest.raises(UsageError, match="save_cache: no text is kept; generate one first"):
         model.save_cache(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"save_cache: with kv_budget=0.5 texts have holes; take 1"):
+        russet.load(folder, kv_budget=0.5).save_cache(tmp_path / "none")
     with pytest.raises(UsageError, match="load_cache: prefix_cache=0 keeps no texts"):
         russet.load(folder, prefix_cache=0).load_cache(tmp_path / "none")
     model.generate("Once", max_tokens=2)

@@ -64,14 +64,16 @@ KvCache::KvCache(std::shared_ptr<BlockPool> pool, const Config& c, int n_ctx, in
         n_tables() * n_blocks, " blocks, got ", tables.size());
   for (size_t layer = 0; layer < windows_.size(); ++layer) {
     const std::span<const BlockId> first = tables.subspan(layer * n_heads_ * n_blocks, n_blocks);
-    size_t& begin = begin_[layer];
+    size_t begin = n_sink_blocks_;
     while (begin < n_blocks && first[begin] == kNoBlock) ++begin;
-    check(begin <= first_block(layer, n_tokens), ErrorKind::usage, "cache: layer ", layer,
+    begin_[layer] = begin > n_sink_blocks_ ? begin : 0;
+    check(begin_[layer] <= first_block(layer, n_tokens), ErrorKind::usage, "cache: layer ", layer,
           " lacks blocks that a token would see");
     for (size_t head = 0; head < n_heads_; ++head)
       for (size_t i = 0; i < n_blocks; ++i)
-        check((tables[(layer * n_heads_ + head) * n_blocks + i] == kNoBlock) == (i < begin), ErrorKind::usage,
-              "cache: head ", head, " of layer ", layer, " lacks block ", i);
+        check((tables[(layer * n_heads_ + head) * n_blocks + i] == kNoBlock) ==
+                  (i >= n_sink_blocks_ && i < begin),
+              ErrorKind::usage, "cache: head ", head, " of layer ", layer, " lacks block ", i);
   }
   // From here on nothing throws: what is shared is given back by the destructor.
   end_ = n_blocks;

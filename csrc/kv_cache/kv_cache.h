@@ -23,8 +23,8 @@ class KvCache {
   KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx, double budget = 1);
   KvCache(const KvCache& origin, int n_tokens);  // a fork of its first n_tokens; throws Error{usage}
   // Of blocks that others hold, which it shares: tables [n_layers * n_kv_heads][blocks of n_tokens], one
-  // after the other. A table may begin with kNoBlock where its layer's window has given blocks back, and no
-  // other. Throws Error{usage}.
+  // after the other. A table has kNoBlock where its layer's window has given blocks back, behind the sinks,
+  // and nowhere else. Throws Error{usage}.
   KvCache(std::shared_ptr<BlockPool> pool, const Config& config, int n_ctx, int n_tokens,
           std::span<const BlockId> tables);
   KvCache(const KvCache&) = delete;

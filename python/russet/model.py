@@ -22,7 +22,7 @@ from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader, with_window
-from russet.errors import BackendError, ContextFull, UsageError
+from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
 from russet.kv_dtype import KvDtype
 from russet.models import family_of
@@ -96,7 +96,8 @@ def load(
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
     kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
-        and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype.
+        and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype; Metal
+        takes "int8" as well.
     kv_budget: share of its keys and values that a text keeps on the CPU, those looked at most (arXiv 2410.00161)
     kv_window: keys that a token sees on the CPU, the newest, beside the first 4 (arXiv 2309.17453); by default all
     attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
@@ -137,7 +138,7 @@ def load(
         model,
         revision=revision,
         local_files_only=local_files_only,
-        kv_dtype=kv_dtype or (None if device is None else dtype),
+        kv_dtype=kv_dtype if kv_dtype is not None or device is None else dtype,
         n_ctx=n_ctx,
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
@@ -197,6 +198,7 @@ def load(
         on = MetalBackend(
             parts.config, parts.weights, device, dtype=dtype, kv_dtype=kv_dtype, cache_bytes=parts.cache_bytes
         )
+        parts = _fitted_to_pool(parts, on.pool, n_ctx)
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
@@ -407,6 +409,22 @@ def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int |
         way_out="load with fewer gpu_layers or a smaller n_ctx",
     )
     return replace(parts, n_ctx=n_ctx)
+
+
+def _fitted_to_pool(parts: Parts, pool: _core.BlockPool, n_ctx: int | None) -> Parts:
+    """The parts with a context that fits the pool, which a GPU may see less of than memory has room for.
+
+    Raises NotEnoughMemory, with the sum, where n_ctx is given and does not fit.
+    """
+    n_bytes = pool.info["n_blocks"] * pool.info["block_bytes"]
+    n_tokens = n_bytes // (parts.cache_bytes_per_token * _core.BLOCK_TOKENS) * _core.BLOCK_TOKENS
+    if memory.in_blocks(parts.n_ctx) > n_tokens and n_ctx is not None:
+        needed = memory.in_blocks(n_ctx) * parts.cache_bytes_per_token
+        raise NotEnoughMemory(
+            f"cache {memory.gb(needed)} for {n_ctx:,} tokens, but the GPU sees {memory.gb(n_bytes)} in one piece; "
+            "load with a smaller n_ctx or kv_dtype='int8'"
+        )
+    return replace(parts, n_ctx=min(parts.n_ctx, n_tokens), cache_bytes=min(parts.cache_bytes, n_bytes))
 
 
 class Model:
@@ -632,6 +650,8 @@ class Model:
     def _savable(self, what: str) -> CpuBackend:
         from russet.backends.cpu import CpuBackend
 
+        if isinstance(self.backend, CpuBackend) and self.backend.kv_budget < 1:
+            raise UsageError(f"{what}: with kv_budget={self.backend.kv_budget} texts have holes; take 1")
         if not isinstance(self.backend, CpuBackend):
             raise BackendError(
                 f"{what}: only the CPU's cache can be saved, not {self.backend.name}'s; use backend='cpu'"
@@ -639,7 +659,7 @@ class Model:
         return self.backend
 
     def _identity(self, on: CpuBackend) -> dict[str, str]:
-        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype)
+        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -8,8 +8,8 @@ root to there, and sessions share blocks, so what texts have in common is in mem
                                          +----- "Sing!" --- (3)
 
 A prompt that leaves the tree anywhere gets a fork of a session behind that place: "You are a cook." one of (2) or (3),
-cut after "You are a ". Where layers' windows have given back what such a fork would see, it is cut at a node before:
-(1) has a session of its own if (2) could not be rewound to it.
+cut after "You are a ". Where windows or kv_budget have given back what such a fork would see, it is cut at a node
+before: (1) has a session of its own if (2) could not be rewound to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from russet.config import Rope
 NEW_TEXT = "new text"
 TURNED_OFF = "turned off"
 OTHER_FREQUENCIES = "rope frequencies differ"
-WINDOW = "a sliding window has given its keys back"
+GIVEN_BACK = "keys have been given back, by a sliding window or kv_budget"
 
 
 class Known(NamedTuple):
@@ -94,7 +94,7 @@ class PrefixCache:
             if n_known == most:
                 return Known(session, None)
             if n_known < n_alike:
-                return Known(session, WINDOW)
+                return Known(session, GIVEN_BACK)
             if n_known > 0:
                 return Known(session, f"first {n_known:,} of {len(prompt):,} tokens are known")
             elsewhere = any(_follow(other, prompt)[1] for other in self._roots.values() if other is not root)

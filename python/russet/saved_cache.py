@@ -51,23 +51,26 @@ class SavedText:
 
 
 def identity(
-    checkpoint: Checkpoint, config: Config, quantization: Quantization | None, kv_dtype: KvDtype
+    checkpoint: Checkpoint, config: Config, quantization: Quantization | None, kv_dtype: KvDtype, attention: str
 ) -> dict[str, str]:
     """What must be the same for a text's keys and values to be the same.
 
     Of the weights' files names, lengths and 1 MiB of bytes from all over them, so that a copy of a model is that model.
     """
     tokenizer = (checkpoint.path / name for name in ("tokenizer.json", "tokenizer.model"))
+    others = replace(config, ropes=(), layer_rope=(), layer_window=(), n_sinks=0)
     return {
         "format": "russet cache",
         "layout": LAYOUT,
-        "model": f"{config.family}, {_digest(repr(replace(config, ropes=(), layer_rope=())).encode())}",
+        "model": f"{config.family}, {_digest(repr(others).encode())}",
+        "windows": f"{' '.join(map(str, config.layer_window))}, {config.n_sinks} sinks",
         "rope": _digest(repr((config.ropes, config.layer_rope)).encode()),
         "tokenizer": _digest(*(file.read_bytes() for file in tokenizer if file.is_file())),
         "weights": _digest(*(part for file in checkpoint.files for part in _samples(file))),
         "quantization": "as stored" if quantization is None else repr(quantization),
         "kv_dtype": str(kv_dtype),
         "keys": "by columns",
+        "attention": attention,
     }
 
 

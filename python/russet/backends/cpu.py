@@ -51,7 +51,7 @@ class CpuBackend(CoreBackend):
         n_threads = _core.default_threads() if threads is None else threads
         if prefill_threads is not None and prefill_threads < 1:
             raise UsageError(f"prefill_threads: expected 1 to 1024, got {prefill_threads}")
-        self._attention = attention
+        self.attention = attention
         self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
         crossover.choose(
@@ -61,7 +61,7 @@ class CpuBackend(CoreBackend):
         self.weight_bytes = weight_bytes(in_core)
         if not 0 < kv_budget <= 1:
             raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
-        self._kv_budget = kv_budget
+        self.kv_budget = kv_budget
         n_bytes = memory.available() if cache_bytes is None else cache_bytes
         self.kv_dtype = KvDtype.of(kv_dtype, chosen_dtype(None, weights))
         self.pool = _core.BlockPool(core, self.kv_dtype.keys, self.kv_dtype.values, n_bytes)
@@ -76,10 +76,10 @@ class CpuBackend(CoreBackend):
 
     @n_threads.setter
     def n_threads(self, n_threads: int) -> None:
-        self._cpu = _core.Cpu(self._config, n_threads, attention=self._attention)
+        self._cpu = _core.Cpu(self._config, n_threads, attention=self.attention)
 
     def session(self, n_ctx: int) -> CoreSession:
-        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self._kv_budget))
+        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self.kv_budget))
 
     def restore(self, file: SavedFile, n_ctx: int) -> list[tuple[list[int], CoreSession, str]]:
         """The texts of a file, each with a session and how it is rotated: all of them, or none."""
