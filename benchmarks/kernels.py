@@ -7,8 +7,8 @@
 matvec reads one large matrix once per call, cut by rows over --threads Python threads; the plain read is the fastest
 numpy has, the largest of the same bytes as int32. The rest runs on one thread at the sizes of Qwen3-0.6B.
 
---attention: one token over the caches of many heads (decode), in GB/s of the cache against the core's own plain read,
-and 64 rows (prefill) in GFLOP/s: 4 head_dim operations for each row and key it sees. Heads go over --threads.
+--attention: one token over the caches of many heads (decode), in GB/s of the cache against the same plain read, and 64
+rows (prefill) in GFLOP/s: 4 head_dim operations for each row and key it sees. Heads are dealt to --threads.
 
 --crossover: matvec against the matmul variants for 1 to 64 tokens, on one thread, each call on the next of many
 matrices, so that weights come from memory as they do in a model. It is what kFewTokens in cpu_ops.cpp rests on.
@@ -23,7 +23,6 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -111,7 +110,6 @@ def matvec_from_memory(megabytes: int, n_threads: int, rounds: int, plot: str | 
 def attention_from_memory(megabytes: int, n_threads: int, rounds: int) -> None:
     """Decode and prefill of two models' shapes over f16 and int8 caches; the ref is left out, it takes minutes."""
     rng = np.random.default_rng(0)
-    plain = _core.read_bandwidth(n_threads)
     table = Table("heads", "cache", "keys", "variant", "decode, GB/s", "of a plain read", "prefill, GFLOP/s")
     clock = time.thread_time if n_threads == 1 else time.perf_counter
     names = [name for name in variants("attention") if name != "ref"]
@@ -127,17 +125,25 @@ def attention_from_memory(megabytes: int, n_threads: int, rounds: int) -> None:
                 parts = [_core.kernels.KvHeads(k, v, n_heads=share, keys=kind, values=kind) for _ in range(n_threads)]
                 few = [_core.kernels.KvHeads(k, v, n_heads=4, keys=kind, values=kind) for _ in range(n_threads)]
 
-                def run(name: str, q: np.ndarray, parts: list) -> Callable[[], object]:
-                    work = partial(_core.kernels.KvHeads.attention, variant=name, q=q)
+                bytes_read = [np.ones(part.n_bytes // 4, np.int32) for part in parts]
+
+                def on_threads(work: Callable, parts: list) -> Callable[[], object]:
                     return lambda: list((map if n_threads == 1 else pool.map)(work, parts))
 
-                decode = interleaved({name: run(name, one, parts) for name in names}, rounds, clock)
+                def run(name: str, q: np.ndarray, parts: list) -> Callable[[], object]:
+                    return on_threads(lambda heads: heads.attention(name, q), parts)
+
+                contenders = {"plain read": on_threads(np.max, bytes_read)}
+                contenders |= {name: run(name, one, parts) for name in names}
+                decode = interleaved(contenders, rounds, clock)
                 prefill = interleaved({name: run(name, many, few) for name in names}, rounds, clock)
                 n_operations = 4 * head_dim * 64 * (n_keys - (len(many) - 1) / 2) * 4 * n_threads
                 for name in names:
                     rate = [sum(part.n_bytes for part in parts) / s / 1e9 for s in decode[name]]
                     speed = [n_operations / s / 1e9 for s in prefill[name]]
-                    of_plain = spread([r / plain for r in rate], digits=2)
+                    of_plain = spread(
+                        [p / s for p, s in zip(decode["plain read"], decode[name], strict=True)], digits=2
+                    )
                     shape = f"{n_heads}/{n_kv_heads} x {head_dim}"
                     table.row(shape, kind, str(n_keys), name, spread(rate), of_plain, spread(speed, digits=0))
     table.print()

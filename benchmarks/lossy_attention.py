@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import Table, interleaved, machine, plot_lines
 
 import russet
+from report import Table, interleaved, machine, plot_lines
 from russet.perplexity import compare
 
 EXACT = {"kv_dtype": "float32"}

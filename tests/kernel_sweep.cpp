@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_int8.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/kv_store/kv_load.h"
@@ -277,7 +278,8 @@ struct AttentionCase {
   float softcap;
 };
 
-void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, Worst& worst) {
+// slack: what a step of 8 bits that falls to the other side may change, as a share of the largest value
+void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, double slack, Worst& worst) {
   const KvType keys = kKvTypes[g_random() % 4], values = kKvTypes[g_random() % 5];
   Blocks blocks({keys, values, c.head_dim, true}, c.n_keys);
   if (c.n_keys > 200 && g_random() % 2) blocks.table[1] = kNoBlock;
@@ -306,25 +308,64 @@ void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, Wo
   // within 2 ulp, tanh within 2e-7; a run more is an exp more. The sizes of the products in q . k add up to
   // at most head_dim; values stay below 4, and the parts that make those of int4 below 12.
   const double score_error = sum_bound(c.head_dim) * std::sqrt(c.head_dim) + double(c.softcap) * 3e-7;
-  const double share = 2 * score_error + 2 * sum_bound(c.n_keys) + (2 + c.n_keys / kRunTokens) * 8 * kU;
+  const double share =
+      2 * score_error + 2 * sum_bound(c.n_keys) + (2 + c.n_keys / kRunTokens) * 8 * kU + slack;
   for (size_t i = 0; i < out.size(); ++i)  // what lies between the tokens stays as it was
     worst.see(out[i], expected[i], share * (values == KvType::int4 ? 12 : 4));
 }
 
-void sweep_attention() {
-  sweep("attention", attention_variants(), [](auto run, auto ref, Worst& worst) {
+void sweep_attention(const char* name, AttentionKind kind, double slack) {
+  sweep(name, attention_variants(kind), [&](auto run, auto ref, Worst& worst) {
     for (const int n_heads : {1, 2, 3, 4, 5, 6, 7, 16})
       for (const int n_tokens : {1, 2, 4, 9}) {
         if (n_tokens * n_heads > kAttentionRows) continue;
         for (const int head_dim : {1, 3, 4, 5, 8, 9, 17, 31, 64, 80, kMaxHeadDim + 0})
-          attention_case(*run, *ref, {n_tokens, n_heads, head_dim, 77, 0, 0, 0}, worst);
+          attention_case(*run, *ref, {n_tokens, n_heads, head_dim, 77, 0, 0, 0}, slack, worst);
       }
     for (const int n_tokens : {1, 5, 13})
       for (const int n_keys : {13, 63, 64, 65, 300, 1030})
         for (const int window : {0, 1, 50, 100})
           for (const int n_sinks : {0, 3})
             for (const float softcap : {0.0f, 3.0f})
-              attention_case(*run, *ref, {n_tokens, 2, 24, n_keys, window, n_sinks, softcap}, worst);
+              attention_case(*run, *ref, {n_tokens, 2, 24, n_keys, window, n_sinks, softcap}, slack, worst);
+  });
+}
+
+void sweep_attention_mass() {
+  sweep("attention_mass", attention_mass_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const KvType keys : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+      for (const int n_tokens : {1, 5})
+        for (const int head_dim : {1, 5, 16, 33, 128})
+          for (const int n_keys : {5, 64, 65, 300})
+            for (const int window : {0, 50}) {
+              Blocks blocks({keys, KvType::f32, head_dim, true}, n_keys);
+              if (n_keys > 200) blocks.table[1] = kNoBlock;
+              const size_t stride = size_t(2 * head_dim) + 3;
+              const Floats q = normal(size_t(n_tokens) * stride);
+              Floats mass(blocks.table.size(), 0.5f), expected = mass;
+              Floats scratch(attention_mass_scratch(2 * n_tokens, n_keys, head_dim));
+              AttentionMassArgs a{q.data(),
+                                  stride,
+                                  n_tokens,
+                                  2,
+                                  n_keys - n_tokens,
+                                  blocks.table.data(),
+                                  blocks.memory.bytes(),
+                                  blocks.format,
+                                  window,
+                                  3,
+                                  1 / std::sqrt(float(head_dim)),
+                                  window ? 3.0f : 0.0f,
+                                  mass.data(),
+                                  scratch.data()};
+              run(a);
+              a.mass = expected.data();
+              ref(a);
+              // A score that is off by e changes its share by the share 2 e at most, and the square by 4 e.
+              const double error = 4 * (sum_bound(head_dim) * std::sqrt(head_dim) + 1e-6) + 20 * kU;
+              for (size_t i = 0; i < mass.size(); ++i)
+                worst.see(mass[i], expected[i], error * std::max(1.0, double(expected[i])));
+            }
   });
 }
 
@@ -519,7 +560,10 @@ int main() {
   sweep_rope();
   sweep_gate();
   sweep_kv_store();
-  sweep_attention();
+  sweep_attention("attention", AttentionKind::exact, 0);
+  sweep_attention("attention_sage", AttentionKind::sage, 0.02);
+  sweep_attention("attention_integer", AttentionKind::integer, 0.02);
+  sweep_attention_mass();
   sweep_quantize();
   sweep_fit();
   sweep_qmatmul();

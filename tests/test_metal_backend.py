@@ -405,7 +405,7 @@ def test_int8_takes_less(small, libraries):
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "int8/float32", "float32/int8", "int8/int4"])
 def test_a_kv_dtype_that_is_not_read_is_refused(kv_dtype, small, libraries):
-    with pytest.raises(UsageError, match=f"keeps both keys and values as 'float32'.*got '{kv_dtype}'; take one"):
+    with pytest.raises(UsageError, match=f"in its own dtype, here float32 or int8, got '{kv_dtype}'; leave"):
         on_metal(small, libraries, kv_dtype=kv_dtype)
     assert on_metal(small, libraries, kv_dtype="float32").kv_dtype == on_metal(small, libraries).kv_dtype
 

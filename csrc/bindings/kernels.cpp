@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -250,14 +251,23 @@ Array<float> run_attention_mass(const std::string& variant, const Array<float>& 
   return mass;
 }
 
-// Several heads' blocks, all with the same keys and values: what is large enough to come from memory.
+// Heads of a pool, all with the same keys and values: enough of them to come from memory.
 struct KvHeads {
   KvHeads(const Array<float>& k, const Array<float>& v, int n_heads, const std::string& keys,
-          const std::string& values) {
+          const std::string& values)
+      : tables(size_t(n_heads), std::vector<BlockId>(Blocks::blocks_for(k))) {
     check_kv(k, v);
     const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
-    for (int h = 0; h < n_heads; ++h) heads.emplace_back(format, k, v, std::set<int>{}, kv_store);
-    n_bytes = size_t(n_heads) * heads.front().table.size() * format.block_bytes();
+    const Blocks one(format, k, v, {}, kv_store);
+    n_bytes = size_t(n_heads) * one.table.size() * format.block_bytes();
+    pool = std::make_unique<BlockPool>(format, n_bytes);
+    for (std::vector<BlockId>& table : tables) {
+      pool->take(table);
+      for (size_t b = 0; b < table.size(); ++b)
+        std::copy_n(one.memory.bytes() + one.table[b] * format.block_bytes(), format.block_bytes(),
+                    pool->at(table[b]));
+    }
+    args.blocks = pool->data();
     args.format = format;
     args.scale = 1;
     args.pos = int(k.shape(0));
@@ -276,13 +286,14 @@ struct KvHeads {
     a.stride = size_t(q.shape(1) * q.shape(2));
     a.n_tokens = int(q.shape(0)), a.n_heads = int(q.shape(1)), a.pos = args.pos - a.n_tokens;
     const py::gil_scoped_release release;
-    for (const Blocks& head : heads) {
-      a.table = head.table.data(), a.blocks = head.memory.bytes();
+    for (const std::vector<BlockId>& table : tables) {
+      a.table = table.data();
       russet::attention(*run, a);
     }
   }
 
-  std::vector<Blocks> heads;
+  std::vector<std::vector<BlockId>> tables;
+  std::unique_ptr<BlockPool> pool;
   AttentionArgs args{};
   size_t n_bytes = 0;
 };

@@ -38,15 +38,19 @@ class KvDtype:
         return cls(_NAMES[names[0]], _NAMES[names[-1]])
 
     @classmethod
-    def of_device(cls, said: str | None, dtype: str, backend: str) -> KvDtype:
-        """Of a backend that keeps keys and values in its activations' dtype. Raises UsageError on any other."""
+    def of_device(cls, said: str | None, dtype: str, backend: str, *, int8: bool = False) -> KvDtype:
+        """Of a backend that keeps keys and values in its activations' dtype, or can in int8.
+
+        Raises UsageError on any other.
+        """
         own = cls(dtype, dtype)
-        if said is not None and cls.of(said, dtype) != own:
+        chosen = own if said is None else cls.of(said, dtype)
+        if chosen != own and not (int8 and chosen == cls("int8", "int8")):
             raise UsageError(
-                f"kv_dtype: {backend} keeps keys and values in its own dtype, here {own}, got {said!r}; "
-                "leave it out, or load with backend='cpu'"
+                f"kv_dtype: {backend} keeps keys and values in its own dtype, here {own}{' or int8' if int8 else ''}, "
+                f"got {said!r}; leave it out, or load with backend='cpu'"
             )
-        return own
+        return chosen
 
     def bytes_per_token(self, config: Config) -> int:
         """Bytes of one token's keys and values in all layers."""

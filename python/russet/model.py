@@ -138,7 +138,7 @@ def load(
         model,
         revision=revision,
         local_files_only=local_files_only,
-        kv_dtype=kv_dtype if kv_dtype is not None or device is None else dtype,
+        kv_dtype=kv_dtype or (None if device is None else dtype),
         n_ctx=n_ctx,
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
@@ -147,8 +147,7 @@ def load(
     )
     if device is not None:
         name = "mlx" if isinstance(device, probe.Mlx) else "metal"
-        if name == "mlx":
-            KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name)
+        KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name, int8=name == "metal")
         _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
     elif kv_window is not None:
         parts = replace(parts, config=with_window(parts.config, kv_window))

@@ -49,22 +49,30 @@ struct Product {
   int depth;
   bool from_memory;  // b is read for the first time
 
+  // Left to itself, GCC unrolls too late to see that the sums stay in registers all along, and copies them
+  // through the stack before and behind the loop: 5 % of decode and prefill.
   template <int n_rows, int n_vecs, typename T>
   void tile(const T* b, size_t b_stride, int column, int begin, int end) const {
     Vec sums[n_rows][n_vecs];
     float* c0 = c + column;
+#pragma GCC unroll 16
     for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 16
       for (int v = 0; v < n_vecs; ++v) sums[r][v] = load(c0 + size_t(r) * c_stride + v * Vec::width);
     b += size_t(begin) * b_stride + size_t(column);
     for (int k = begin; k < end; ++k, b += b_stride) {
       Vec bk[n_vecs];
       for (int v = 0; v < n_vecs; ++v) bk[v] = load(b + v * Vec::width);
+#pragma GCC unroll 16
       for (int r = 0; r < n_rows; ++r) {
         const Vec ar = splat(a[size_t(r) * a_stride + size_t(k)]);
+#pragma GCC unroll 16
         for (int v = 0; v < n_vecs; ++v) sums[r][v] = fma(bk[v], ar, sums[r][v]);
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 16
       for (int v = 0; v < n_vecs; ++v) store(c0 + size_t(r) * c_stride + v * Vec::width, sums[r][v]);
   }
 

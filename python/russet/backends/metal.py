@@ -72,7 +72,7 @@ class MetalBackend(CoreBackend):
     ) -> None:
         self.name = "metal-sim" if device.info["simulated"] else "metal"
         self.dtype = chosen_dtype(dtype, weights)
-        self.kv_dtype = _chosen_kv_dtype(kv_dtype, self.dtype)
+        self.kv_dtype = KvDtype.of_device(kv_dtype, self.dtype, "metal", int8=True)
         memory = _DeviceMemory(weights.values())
         in_core = {role: memory.shown(weight) for role, weight in weights.items()}
         self.weight_bytes = weight_bytes(in_core)
@@ -95,19 +95,6 @@ class MetalBackend(CoreBackend):
         if likeliest < 0:
             raise NumericalError("the model computed logits that are not a number")
         return likeliest
-
-
-def _chosen_kv_dtype(said: str | None, dtype: str) -> KvDtype:
-    if said is None:
-        return KvDtype(dtype, dtype)
-    chosen = KvDtype.of(said, dtype)
-    if chosen not in (KvDtype(dtype, dtype), KvDtype("int8", "int8")):
-        name = next(name for name, in_core in DTYPES.items() if in_core == dtype)
-        raise UsageError(
-            f"kv_dtype: Metal keeps both keys and values as '{name}', in which it computes, or as 'int8', got {said!r};"
-            " take one of these, another dtype, or backend='cpu'"
-        )
-    return chosen
 
 
 class MetalProduct:
