@@ -85,7 +85,9 @@ def test_metal_keeps_its_own_or_int8():
         pytest.skip(str(error))
     assert len(model.generate_tokens([5], max_tokens=2)) == 2
     assert model.backend.pool.info["block_bytes"] == 2 * 64 * (model.config.head_dim + 4)
-    with pytest.raises(UsageError, match=r"kv_dtype: Metal keeps both keys and values as 'bfloat16', .* or as 'int8'"):
+    with pytest.raises(
+        UsageError, match="kv_dtype: metal keeps keys and values in its own dtype, here bfloat16 or int8, got"
+    ):
         russet.load(backend="metal-sim", kv_dtype="int8/int4", n_ctx=64)
 
 
