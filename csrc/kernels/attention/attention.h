@@ -20,8 +20,10 @@
 
 namespace russet {
 
-enum { kAttentionRows = 64 };  // n_tokens * n_heads of one call, at most
-enum { kRunTokens = 1024 };
+enum {
+  kAttentionRows = 64,  // n_tokens * n_heads of one call, at most
+  kRunTokens = 1024,    // whole blocks
+};
 
 struct AttentionArgs {
   const float* q;
@@ -57,7 +59,7 @@ struct PartialSoftmax {
 constexpr size_t kAttentionScratchFloats = kBlockTokens * (3 * PartialSoftmax::row_floats(kMaxHeadDim) + 8) +
                                            2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
 
-// Overwrites `partial` with what the keys of one run give.
+// Overwrites `partial` with what the keys of one run give; leaves `out` alone.
 using AttentionFn = void(const AttentionArgs&, int run, const PartialSoftmax& partial);
 std::span<const Variant<AttentionFn>> attention_variants();  // fastest first, "ref" last
 AttentionFn& attention_run();                                // the best of them on this chip

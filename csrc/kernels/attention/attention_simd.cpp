@@ -164,8 +164,18 @@ constexpr float kLanes[kBlockTokens] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  
                                         32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
                                         48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
 
-class Run {
- public:
+// One run of keys, for all rows of a call.
+struct Run {
+  const AttentionArgs& a;
+  const PartialSoftmax& to;
+  const int dim, n_rows;
+  const size_t row;                  // floats of it in q, in the widened values and in the sums
+  float* const q;                    // [n_rows][row], scaled
+  float* const p;                    // [kTileRows][kBlockTokens] scores, then weights, of the rows at hand
+  float *const keys, *const values;  // a block's, widened
+  Seen seen[kAttentionRows];         // of the block at hand, by each token
+  const float *key_scales, *value_scales, *value_minima;  // of the block at hand, or null
+
   Run(const AttentionArgs& args, const PartialSoftmax& partial)
       : a(args),
         to(partial),
@@ -191,16 +201,6 @@ class Run {
       if (id != kNoBlock && look(key)) block(a.blocks + size_t(id) * a.format.block_bytes());
     }
   }
-
- private:
-  const AttentionArgs& a;
-  const PartialSoftmax& to;
-  const int dim, n_rows;
-  const size_t row;  // floats of it in q and the sums
-  float *const q, *const p, *const keys, *const values;
-  Seen seen[kAttentionRows];  // by each token, of the block at hand
-  // Of the block at hand:
-  const float *key_scales, *value_scales, *value_minima;
 
   // Whether any token sees anything of the block that begins with `key`.
   bool look(int key) {
@@ -261,7 +261,8 @@ class Run {
     return where_less(lanes, splat(float(s.begin)), before, from_begin);
   }
 
-  // Turns a row's scores into weights, and the row's sums to the new top.
+  // Turns a row's scores into weights, and the row's sums to the new top. Not inlined: in two copies the
+  // compiler might fuse other products with their sums, and bits would depend on the path.
   [[gnu::noinline]] void softmax(int r, float* weights) {
     constexpr int kVecs = kBlockTokens / Vec::width;
     const Seen& s = seen_by(r);
