@@ -138,11 +138,7 @@ def load(
         model,
         revision=revision,
         local_files_only=local_files_only,
-<<<<<<< HEAD
         kv_dtype=kv_dtype if kv_dtype is not None or device is None else dtype,
-=======
-        kv_dtype=kv_dtype or (None if device is None else dtype),
->>>>>>> prefix
         n_ctx=n_ctx,
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
