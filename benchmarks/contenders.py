@@ -79,12 +79,27 @@ class TokenByToken(ABC):
 
 class Russet(TokenByToken):
     def __init__(
-        self, folder: str, threads: int, n_ctx: int, quantize: str | None = None, backend: str = "cpu"
+        self,
+        folder: str,
+        threads: int,
+        n_ctx: int,
+        quantize: str | None = None,
+        backend: str = "cpu",
+        kv_dtype: str | None = None,
+        attention: str = "exact",
     ) -> None:
         import russet
 
         super().__init__()
-        self.model = russet.load(folder, backend=backend, threads=threads, n_ctx=n_ctx, quantize=quantize)
+        self.model = russet.load(
+            folder,
+            backend=backend,
+            threads=threads,
+            n_ctx=n_ctx,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
+            attention=attention,
+        )
         self.version = f"russet {russet.__version__}" + f" on {self.model.backend.name}" * (backend != "cpu")
         self.weight_bytes = self.model.weight_bytes
 
@@ -171,8 +186,9 @@ class Mlx(TokenByToken):
 class LlamaCpp:
     """A process of llama-bench for each figure: it draws its own tokens and warms up by itself."""
 
-    def __init__(self, program: str, gguf: str, threads: int) -> None:
+    def __init__(self, program: str, gguf: str, threads: int, flash: bool = False, cache: str = "f16") -> None:
         self.command = [program, "-m", gguf, "-t", str(threads), "-r", "1", "-o", "json"]
+        self.command += ["-fa", str(int(flash)), "-ctk", cache, "-ctv", cache]
         report = self._run(n_prompt=1)
         self.version = f"llama.cpp {report['build_commit']}, {report['model_type']}"
         self.weight_bytes = report["model_size"]

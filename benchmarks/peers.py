@@ -7,6 +7,8 @@ russet, as stored and quantised, and transformers read FOLDER. The others join w
     --llama-bench build/bin/llama-bench --gguf model-q8_0.gguf --gguf model-q4_0.gguf
     --openvino model-ov-int8 --ctranslate2 model-ct2-int8 --mlx model-mlx-4bit --russet model-int4-g128
 
+--caches adds russet with an int8 cache, and llama.cpp with flash attention and with a q8_0 cache.
+
 Each of them may live in a Python of its own: --openvino-python venv/bin/python.
 
 Every contender is a process of its own (see contenders.py), with the same number of threads, and waits while another is
@@ -105,11 +107,19 @@ def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
     found = {"russet": Spec("Russet", {**here, "n_ctx": n_ctx})}
     for how in ("int8", "int4"):
         found[f"russet {how}"] = Spec("Russet", {**here, "n_ctx": n_ctx, "quantize": how}, asked_for=False)
+    if args.caches:
+        int8 = {**here, "n_ctx": n_ctx, "quantize": "int8", "kv_dtype": "int8"}
+        found["russet int8, int8 cache"] = Spec("Russet", int8)
+        found["russet int8, int8 cache and attention"] = Spec("Russet", int8 | {"attention": "int8"})
     for name, dtype in (("bf16", "bfloat16"), ("f32", "float32")):
         found[f"transformers {name}"] = Spec("Transformers", {**here, "dtype": dtype}, asked_for=False)
     for gguf in args.gguf:
         options = {"program": args.llama_bench, "gguf": gguf, "threads": args.threads}
-        found[f"llama.cpp {Path(gguf).stem}"] = Spec("LlamaCpp", options)
+        name = f"llama.cpp {Path(gguf).stem}"
+        found[name] = Spec("LlamaCpp", options)
+        if args.caches:
+            found[f"{name} flash"] = Spec("LlamaCpp", options | {"flash": True})
+            found[f"{name} flash, q8_0 cache"] = Spec("LlamaCpp", options | {"flash": True, "cache": "q8_0"})
     found["russet mlx"] = Spec("Russet", {**here, "n_ctx": n_ctx, "backend": "mlx"}, asked_for=False)
     for peer, kind in IN_FOLDERS.items():
         for folder in getattr(args, peer):
@@ -202,6 +212,7 @@ def arguments() -> argparse.Namespace:
         "--contenders", help='names or patterns, comma-separated: "russet int8,llama.cpp*"; by default all that can run'
     )
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's own benchmark, for --gguf")
+    parser.add_argument("--caches", action="store_true", help="also caches in 8 bits, and llama.cpp's flash attention")
     parser.add_argument("--gguf", metavar="FILE", action="append", default=[], help="may be repeated")
     for peer in IN_FOLDERS:
         parser.add_argument(f"--{peer}", metavar="FOLDER", action="append", default=[], help="may be repeated")
