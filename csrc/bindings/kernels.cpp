@@ -10,6 +10,7 @@
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/block_max/block_max.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/kv_store/kv_load.h"
@@ -20,6 +21,7 @@
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
+#include "kernels/sum_exp/sum_exp.h"
 #include "kernels/widen/widen.h"
 
 namespace py = pybind11;
@@ -62,6 +64,8 @@ py::dict variants() {
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
   tables["gate"] = describe("gate", gate_variants());
+  tables["block_max"] = describe("block_max", block_max_variants());
+  tables["sum_exp"] = describe("sum_exp", sum_exp_variants());
   tables["widen"] = describe("widen", widen_variants());
   return tables;
 }
@@ -158,6 +162,20 @@ Array<float> run_rope(const std::string& variant, const Array<float>& x, const A
   return y;
 }
 
+Array<float> run_block_max(const std::string& variant, const Array<float>& x) {
+  Array<float> maxima(n_blocks(int(x.size())));
+  find(block_max_variants(), variant)({x.data(), int(x.size()), maxima.mutable_data()});
+  return maxima;
+}
+
+// -> sums, weights
+py::tuple run_sum_exp(const std::string& variant, const Array<float>& x, float max, float scale) {
+  Array<float> sums(n_blocks(int(x.size()))), weights(x.size());
+  find(sum_exp_variants(),
+       variant)({x.data(), int(x.size()), max, scale, sums.mutable_data(), weights.mutable_data()});
+  return py::make_tuple(sums, weights);
+}
+
 Array<float> run_gate(const std::string& variant, Activation activation, const Array<float>& gate,
                       const py::object& up) {
   Array<float> y(gate.size());
@@ -252,6 +270,9 @@ void bind_kernels(py::module_& m) {
   kernels.def("norm", &run_norm, py::arg("variant"), py::arg("kind"), py::arg("x"), py::arg("w"),
               py::arg("bias") = py::none(), py::arg("eps") = 1e-5f);
   kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));
+  kernels.attr("BLOCK_FLOATS") = kBlockFloats;
+  kernels.def("block_max", &run_block_max, py::arg("variant"), py::arg("x"));
+  kernels.def("sum_exp", &run_sum_exp, py::arg("variant"), py::arg("x"), py::arg("max"), py::arg("scale"));
   kernels.def("gate", &run_gate, py::arg("variant"), py::arg("activation"), py::arg("gate"),
               py::arg("up") = py::none());
   kernels.def("widen", &run_widen, py::arg("variant"), py::arg("x"));

@@ -27,6 +27,7 @@ from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.quantization import Quantization
+from russet.sampling import make_sampler
 from russet.tokenizer import Message, Tokenizer
 from russet.weights import Plan, Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
 
@@ -364,14 +365,18 @@ class Model:
             detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
         else:
             detokenizer = Continuation(self.tokenizer, ids)
-        return self._stream(ids, chosen, detokenizer)
+        sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
+        return self._stream(ids, chosen, sampler, detokenizer)
 
-    def _stream(self, ids: list[int], options: GenerateOptions, detokenizer: TextStream) -> Generator[Piece]:
+    def _stream(
+        self, ids: list[int], options: GenerateOptions, sampler: _core.Sampler, detokenizer: TextStream
+    ) -> Generator[Piece]:
         with self._conversation() as conversation:
             yield from generate(
                 conversation,
                 ids,
                 options,
+                sampler=sampler,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
