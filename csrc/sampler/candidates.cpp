@@ -25,27 +25,6 @@ uint32_t ordered(float x) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// Where the masses of keys, the largest first, reach the target: the key they reach it with, and the mass of
-// those before it. Four rounds, one for each digit of eight bits.
-struct Cut {
-  uint32_t key = 0;
-  double above = 0;
-};
-Cut find_cut(const float* keys, const float* masses, int n, double target) {
-  Cut cut;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    double mass_of[256] = {};
-    for (int i = 0; i < n; ++i) {
-      const uint64_t key = ordered(keys[i]);
-      if (key >> (shift + 8) == cut.key) mass_of[key >> shift & 255] += masses ? double(masses[i]) : 1.0;
-    }
-    uint32_t digit = 255;
-    for (; digit > 0 && cut.above + mass_of[digit] < target; --digit) cut.above += mass_of[digit];
-    cut.key = cut.key << 8 | digit;
-  }
-  return cut;
-}
-
 // The first of the weights with which their sum exceeds `left`, from which those before it are taken; where
 // rounding leaves none, the last that is not 0.
 int walk(const float* weights, int n, double& left) {
@@ -70,7 +49,8 @@ void Candidates::begin(std::span<const float> logits) {
   n_copies_ = 0;
   const int n = int(logits.size()), n_all_blocks = n_blocks(n);
   const size_t n_bytes = size_t(n_all_blocks) * kBlockFloats * sizeof(float);
-  for (Buffer* buffer : {&copies_, &ids_, &logits_, &weights_, &keys_}) buffer->reserve(n_bytes);
+  for (Buffer* buffer : {&copies_, &ids_, &logits_, &weights_, &keys_, &cut_keys_, &cut_masses_})
+    buffer->reserve(n_bytes);
   for (Buffer* buffer : {&copy_of_, &maxima_, &sums_}) buffer->reserve(size_t(n_all_blocks) * sizeof(float));
 
   block_max({row_.data(), n, maxima_.floats()});
@@ -147,6 +127,35 @@ double Candidates::weigh() {
 // The logit, as stored, of a weight.
 double Candidates::stored_logit(double weight) const {
   return double(max_) + std::log(weight) / scale_;
+}
+
+// Where the masses of keys (null: 1 each), the largest first, reach the target: the key they reach it with,
+// and the mass of those before it. Four rounds, one for each digit of eight bits; after a round only the keys
+// with its digit matter.
+Candidates::Cut Candidates::find_cut(const float* keys, const float* masses, int n, double target) {
+  auto* left = reinterpret_cast<uint32_t*>(cut_keys_.bytes());
+  float* mass = cut_masses_.floats();
+  for (int i = 0; i < n; ++i) left[i] = ordered(keys[i]);
+  for (int i = 0; i < n; ++i) mass[i] = masses ? masses[i] : 1.0f;
+  Cut cut;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    double mass_of[4][256] = {};  // four, because neighbours often have the same digit and would wait in turn
+    for (int i = 0; i < n; ++i) mass_of[i & 3][left[i] >> shift & 255] += double(mass[i]);
+    const auto of_digit = [&](uint32_t d) {
+      return mass_of[0][d] + mass_of[1][d] + mass_of[2][d] + mass_of[3][d];
+    };
+    uint32_t digit = 255;
+    for (; digit > 0 && cut.above + of_digit(digit) < target; --digit) cut.above += of_digit(digit);
+    cut.key = cut.key << 8 | digit;
+    int n_left = 0;
+    for (int i = 0; i < n; ++i) {
+      left[n_left] = left[i];
+      mass[n_left] = mass[i];
+      n_left += (left[i] >> shift & 255) == digit;
+    }
+    n = n_left;
+  }
+  return cut;
 }
 
 // Drops logits, as stored, below `least`, and all of -infinity; what is left is few, or is called so.

@@ -63,6 +63,11 @@ class Candidates {
   double weigh();
   double stored_logit(double weight) const;
   void forget_below(double least);
+  struct Cut {
+    uint32_t key = 0;
+    double above = 0;
+  };
+  Cut find_cut(const float* keys, const float* masses, int n, double target);
   void keep_best(const float* keys, const float* masses, double target);
   template <typename Keep>
   void filter(Keep keep);
@@ -83,6 +88,8 @@ class Candidates {
   // The few
   int n_few_ = -1;  // -1: still the whole vocabulary
   Buffer ids_, logits_, weights_, keys_;
+
+  Buffer cut_keys_, cut_masses_;  // what find_cut works on
 };
 
 }  // namespace russet
