@@ -27,7 +27,7 @@ from report import Table, interleaved, machine, plot_bars, plot_lines, spread
 from russet import _core
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
-DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM = 1024, 16, 8, 128, 3072  # Qwen3-0.6B
+DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM, VOCAB_SIZE = 1024, 16, 8, 128, 3072, 151_936  # Qwen3-0.6B
 N_TOKENS, N_CALLS = 4, 100  #: in cache: tokens in a call, so that the call itself is a small part; calls in a round
 
 
@@ -99,7 +99,7 @@ def matvec_from_memory(megabytes: int, n_threads: int, rounds: int, plot: str | 
 
 
 def others_in_cache(rounds: int) -> None:
-    """norm, rope, gate, widen and attention; GB/s counts every byte read or written once."""
+    """norm, rope, gate, a sampler's reductions, widen and attention; GB/s counts every byte read or written once."""
     kernels, rng = _core.kernels, np.random.default_rng(0)
     n_keys = 1024
     x, w = rng.normal(size=(N_TOKENS, DIM)).astype(np.float32), np.ones(DIM, np.float32)
@@ -109,11 +109,15 @@ def others_in_cache(rounds: int) -> None:
     q = rng.normal(size=(N_HEADS // N_KV_HEADS, HEAD_DIM)).astype(np.float32)
     k, v = rng.normal(size=(2, n_keys, HEAD_DIM)).astype(np.float32)
     stored = weights("bf16", N_TOKENS, DIM)
+    logits = (3 * rng.normal(size=VOCAB_SIZE)).astype(np.float32)
+    largest = float(logits.max())
     pos = [n_keys - 1] * len(q)
     cases: dict[str, tuple[str, int, Callable[[str], object]]] = {
         "norm": (f"{N_TOKENS} x {DIM}", 2 * x.nbytes, lambda name: kernels.norm(name, _core.NormKind.rms, x, w)),
         "rope": (f"{len(heads)} heads", 2 * heads.nbytes, lambda name: kernels.rope(name, heads, cos, sin)),
         "gate": (f"{gate.size}", 3 * gate.nbytes, lambda name: kernels.gate(name, _core.Activation.silu, gate, up)),
+        "block_max": (f"{logits.size}", logits.nbytes, lambda name: kernels.block_max(name, logits)),
+        "sum_exp": (f"{logits.size}", 2 * logits.nbytes, lambda name: kernels.sum_exp(name, logits, largest, 1.25)),
         "widen bf16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
         "widen f16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "f16"))),
         "attention": (

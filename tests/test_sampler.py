@@ -3,6 +3,11 @@
 Chi-square tests have fixed seeds and so cannot fail by chance; with other seeds one in a million would.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -332,6 +337,26 @@ def test_same_seed_same_draws():
     runs = [[s.sample(logits) for _ in range(100)] for s in samplers]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_every_instruction_set_draws_the_same():
+    # Weights differ in their last bits: of so many draws one in ten thousand sets would show that.
+    program = (
+        "import numpy as np, sys; sys.path.insert(0, 'tests'); import test_sampler as t;"
+        "x = t.random_logits(3000); print([[s.sample(x) for _ in range(40)] for s in map(t.chain, t.GRID)])"
+    )
+    said = {
+        isa: subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"RUSSET_ISA": isa},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for isa in ("scalar", *{"avx2", "avx512", "neon"}.intersection(_core.cpu_features()))
+    }
+    assert len(set(said.values())) == 1
 
 
 def test_xtc_acts_as_often_as_it_is_told():

@@ -261,9 +261,11 @@ def options_of(hf: Reader) -> GenerateOptions:
     if hf.values.get("min_new_tokens"):  # null or 0: none
         changes["min_tokens"] = hf.size("min_new_tokens")
     if "bad_words_ids" in hf:
-        changes["bad_words"] = hf.values["bad_words_ids"]
-    if suppressed := hf.values.get("suppress_tokens"):
-        changes["logit_bias"] = [(token, -math.inf) for token in suppressed]
+        changes["bad_words"] = _list(hf, "bad_words_ids")
+        if any(isinstance(word, str) for word in changes["bad_words"]):
+            raise ConfigError(f"{hf.where}: bad_words_ids: expected lists of token ids, got a text")
+    if "suppress_tokens" in hf:
+        changes["logit_bias"] = [(id, -math.inf) for id in _list(hf, "suppress_tokens")]
     if hf.flag("do_sample", False):
         off = "top_k" in hf.values and not hf.values["top_k"]  # null or 0: keep all
         changes |= {
@@ -277,3 +279,10 @@ def options_of(hf: Reader) -> GenerateOptions:
         return GenerateOptions(**changes)
     except UsageError as error:
         raise ConfigError(f"{hf.where}: {error}") from error
+
+
+def _list(hf: Reader, key: str) -> list[Any]:
+    value = hf.values[key]
+    if not isinstance(value, list):
+        raise ConfigError(f"{hf.where}: {key}: expected a list, got {value!r:.80}")
+    return value
