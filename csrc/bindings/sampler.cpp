@@ -38,9 +38,7 @@ std::vector<Step> steps_of(const std::vector<std::string>& names) {
 Sampler make_sampler(const SamplingOptions& options, uint64_t seed, const std::vector<int32_t>& prompt) {
   for (const std::vector<int32_t>& word : options.bad_words)
     check(!word.empty(), ErrorKind::usage, "bad_words: expected at least one token in each");
-  Sampler sampler(options, seed);
-  for (const int32_t token : prompt) sampler.append(token, false);
-  return sampler;
+  return Sampler(options, seed, prompt);
 }
 
 std::span<const float> row_of(const Array<float>& logits) {
@@ -112,7 +110,7 @@ void bind_sampler(py::module_& m) {
             return p;
           },
           py::arg("logits"))
-      .def("append", [](Sampler& sampler, int32_t token) { sampler.append(token, true); }, py::arg("token"));
+      .def("append", &Sampler::append, py::arg("token"));
 
   m.def("sample_rows", &sample_all, py::arg("samplers"), py::arg("logits"), py::arg("n_threads") = 1);
   m.def(

@@ -25,6 +25,10 @@ uint32_t ordered(float x) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
+float from_ordered(uint32_t key) {
+  return std::bit_cast<float>(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
 // The first of the weights with which their sum exceeds `left`, from which those before it are taken; where
 // rounding leaves none, the last that is not 0.
 int walk(const float* weights, int n, double& left) {
@@ -47,15 +51,14 @@ void Candidates::begin(std::span<const float> logits) {
   changed_ = weighed_ = false;
   n_few_ = -1;
   n_copies_ = 0;
-  const int n = int(logits.size()), n_all_blocks = n_blocks(n);
-  const size_t n_bytes = size_t(n_all_blocks) * kBlockFloats * sizeof(float);
+  const size_t n_bytes = size_t(n_row_blocks()) * sizeof(float);
   for (Buffer* buffer : {&copies_, &ids_, &logits_, &weights_, &keys_, &cut_keys_, &cut_masses_})
-    buffer->reserve(n_bytes);
-  for (Buffer* buffer : {&copy_of_, &maxima_, &sums_}) buffer->reserve(size_t(n_all_blocks) * sizeof(float));
+    buffer->reserve(n_bytes * kBlockFloats);
+  for (Buffer* buffer : {&copy_of_, &maxima_, &sums_}) buffer->reserve(n_bytes);
 
-  block_max({row_.data(), n, maxima_.floats()});
-  std::fill_n(ints(copy_of_), n_all_blocks, -1);
-  max_ = *std::max_element(maxima_.floats(), maxima_.floats() + n_all_blocks);
+  block_max({row_.data(), int(row_.size()), maxima_.floats()});
+  std::fill_n(ints(copy_of_), n_row_blocks(), -1);
+  max_ = *std::max_element(maxima_.floats(), maxima_.floats() + n_row_blocks());
   check(std::isfinite(max_), ErrorKind::numerical,
         "logits: expected numbers, got NaN or infinity; a weight may be damaged");
 }
@@ -94,10 +97,9 @@ void Candidates::settle() {
   if (is_few()) {
     max_ = *std::max_element(logits_.floats(), logits_.floats() + n_few_);
   } else {
-    const int n_all_blocks = n_blocks(int(row_.size()));
-    for (int b = 0; b < n_all_blocks; ++b)
+    for (int b = 0; b < n_row_blocks(); ++b)
       if (ints(copy_of_)[b] >= 0) block_max({block(b), block_size(b), maxima_.floats() + b});
-    max_ = *std::max_element(maxima_.floats(), maxima_.floats() + n_all_blocks);
+    max_ = *std::max_element(maxima_.floats(), maxima_.floats() + n_row_blocks());
   }
   check(max_ < kInfinity, ErrorKind::numerical, "logits: penalties or biases made one infinite or NaN");
   check(max_ > -kInfinity, ErrorKind::usage,
@@ -108,18 +110,18 @@ void Candidates::settle() {
 double Candidates::weigh() {
   settle();
   if (weighed_) return total_;
-  const int n = is_few() ? n_few_ : int(row_.size()), n_all_blocks = n_blocks(n);
+  const int n = is_few() ? n_few_ : int(row_.size());
   const float scale = float(scale_);
   float* sums = sums_.floats();
   if (is_few()) {
     sum_exp({logits_.floats(), n, max_, scale, sums, weights_.floats()});
   } else {
     sum_exp({row_.data(), n, max_, scale, sums, nullptr});
-    for (int b = 0; b < n_all_blocks; ++b)
+    for (int b = 0; b < n_row_blocks(); ++b)
       if (ints(copy_of_)[b] >= 0) sum_exp({block(b), block_size(b), max_, scale, sums + b, nullptr});
   }
   total_ = 0;
-  for (int b = 0; b < n_all_blocks; ++b) total_ += double(sums[b]);
+  for (int b = 0; b < n_blocks(n); ++b) total_ += double(sums[b]);
   weighed_ = true;
   return total_;
 }
@@ -166,7 +168,7 @@ void Candidates::forget_below(double least) {
   int32_t* ids = ints(ids_);
   float* logits = logits_.floats();
   int n = 0;
-  for (int b = 0; b < n_blocks(int(row_.size())); ++b) {
+  for (int b = 0; b < n_row_blocks(); ++b) {
     if (double(maxima_.floats()[b]) < least) continue;
     const float* x = block(b);
     for (int i = 0; i < block_size(b); ++i) {
@@ -212,14 +214,12 @@ void Candidates::divide(double temperature) {
 
 void Candidates::keep_top_k(int k) {
   settle();
-  double least = -FLT_MAX;
-  const int n_all_blocks = n_blocks(int(row_.size()));
-  if (!is_few() && k <= n_all_blocks) {
+  if (!is_few()) {
     // k blocks have a logit at least as large as the k-th largest of their maxima.
-    const uint32_t key = find_cut(maxima_.floats(), nullptr, n_all_blocks, k).key;
-    least = double(std::bit_cast<float>(key >> 31 ? key & 0x7fffffffu : ~key));
+    const bool is_bounded = k <= n_row_blocks();
+    forget_below(is_bounded ? from_ordered(find_cut(maxima_.floats(), nullptr, n_row_blocks(), k).key)
+                            : -FLT_MAX);
   }
-  if (!is_few()) forget_below(least);
   if (k < n_few_) keep_best(logits_.floats(), nullptr, k);
 }
 
@@ -249,8 +249,11 @@ void Candidates::keep_top_n_sigma(double n) {
       squares += below * below;
     }
   };
-  if (is_few()) add(logits_.floats(), n_few_);
-  for (int b = 0; !is_few() && b < n_blocks(int(row_.size())); ++b) add(block(b), block_size(b));
+  if (is_few()) {
+    add(logits_.floats(), n_few_);
+  } else {
+    for (int b = 0; b < n_row_blocks(); ++b) add(block(b), block_size(b));
+  }
   const double mean = sum / count;
   forget_below(double(max_) - n * std::sqrt(std::max(0.0, squares / count - mean * mean)));
 }
@@ -290,7 +293,7 @@ int32_t Candidates::likeliest() {
   settle();
   const auto first = [&](const float* x, int n) { return int(std::find(x, x + n, max_) - x); };
   if (is_few()) return ints(ids_)[first(logits_.floats(), n_few_)];
-  const int b = first(maxima_.floats(), n_blocks(int(row_.size())));
+  const int b = first(maxima_.floats(), n_row_blocks());
   return b * kBlockFloats + first(block(b), block_size(b));
 }
 
@@ -301,7 +304,7 @@ Candidates::Token Candidates::draw(double uniform) {
     const int i = walk(weights, n_few_, left);
     return {ints(ids_)[i], double(weights[i]) / total_};
   }
-  const int b = walk(sums_.floats(), n_blocks(int(row_.size())), left);
+  const int b = walk(sums_.floats(), n_row_blocks(), left);
   float sum;
   sum_exp({block(b), block_size(b), max_, float(scale_), &sum, weights_.floats()});
   const int i = walk(weights, block_size(b), left);
@@ -316,7 +319,7 @@ void Candidates::probabilities(double* p) {
     for (int i = 0; i < n_few_; ++i) p[ints(ids_)[i]] = double(weights[i]) / total;
     return;
   }
-  for (int b = 0; b < n_blocks(int(row_.size())); ++b) {
+  for (int b = 0; b < n_row_blocks(); ++b) {
     float sum;
     sum_exp({block(b), block_size(b), max_, float(scale_), &sum, weights_.floats()});
     for (int i = 0; i < block_size(b); ++i) p[b * kBlockFloats + i] = double(weights[i]) / total;

@@ -5,9 +5,9 @@
 // few of them again. What it leaves lies in arrays of its own, still in order of id. A block in which a
 // single logit changes is copied first: the row itself stays as it is.
 //
-// A rule's cut is a threshold, found by halving digits and not by sorting (after the sorting-free sampling of
-// FlashInfer, Ye et al., arXiv 2501.01005). Where equal tokens lie on the cut the lower ids stay. Every rule
-// leaves at least one token. Once the buffers have grown to a vocabulary's size nothing is allocated.
+// A rule's cut is a threshold, searched for digit by digit (after flashinfer.ai/2025/03/10/sampling.html,
+// which searches by rejection). Where equal tokens lie on the cut the lower ids stay. Every rule leaves at
+// least one token. Once the buffers have grown to a vocabulary's size nothing is allocated.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -45,9 +45,8 @@ class Candidates {
     int32_t id;
     double p;  // its probability among the candidates
   };
-  int32_t likeliest();  // the lowest id on a tie
-  Token draw(
-      double uniform);  // by a number in [0, 1), which is walked through the probabilities in order of id
+  int32_t likeliest();            // the lowest id on a tie
+  Token draw(double uniform);     // where a number in [0, 1) leads through the probabilities, in order of id
   void probabilities(double* p);  // of every token of the row
 
   double log_total();                    // logarithm of the sum of e^logit
@@ -56,6 +55,7 @@ class Candidates {
 
  private:
   bool is_few() const { return n_few_ >= 0; }
+  int n_row_blocks() const { return n_blocks(int(row_.size())); }
   const float* block(int b) const;
   int block_size(int b) const;
   float* find(int32_t token);
@@ -64,7 +64,7 @@ class Candidates {
   double stored_logit(double weight) const;
   void forget_below(double least);
   struct Cut {
-    uint32_t key = 0;
+    uint32_t key = 0;  // of the float, see ordered()
     double above = 0;
   };
   Cut find_cut(const float* keys, const float* masses, int n, double target);

@@ -4,12 +4,22 @@
 
 namespace russet {
 
-void History::append(int32_t token, bool generated) {
+History::History(std::span<const int32_t> prompt, int window)
+    : window_(size_t(window)), n_prompt_(prompt.size()), text_(prompt.begin(), prompt.end()) {
+  const size_t n = window_ > 0 ? std::min(window_, n_prompt_) : n_prompt_;
+  std::vector<int32_t> seen(text_.end() - std::ptrdiff_t(n), text_.end());
+  std::sort(seen.begin(), seen.end());
+  for (const int32_t token : seen) {
+    if (counts_.empty() || counts_.back().token != token) counts_.push_back({token, 0, 0});
+    ++counts_.back().n_seen;
+  }
+}
+
+void History::append(int32_t token) {
   text_.push_back(token);
-  if (!generated) n_prompt_ = text_.size();
   Count& count = count_of(token);
   ++count.n_seen;
-  count.n_generated += generated;
+  ++count.n_generated;
   if (window_ == 0 || text_.size() <= window_) return;
   const size_t leaving = text_.size() - window_ - 1;
   Count& old = count_of(text_[leaving]);

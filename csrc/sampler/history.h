@@ -9,9 +9,9 @@ namespace russet {
 class History {
  public:
   // Counts are of the last `window` tokens, 0: of all.
-  explicit History(int window) : window_(size_t(window)) {}
+  History(std::span<const int32_t> prompt, int window);
 
-  void append(int32_t token, bool generated);
+  void append(int32_t token);  // one that was generated
   int n_generated() const { return int(text_.size() - n_prompt_); }
   bool ends_with(std::span<const int32_t> tokens) const;
 
@@ -33,7 +33,7 @@ class History {
  private:
   Count& count_of(int32_t token);
 
-  size_t window_, n_prompt_ = 0;
+  size_t window_, n_prompt_;
   std::vector<int32_t> text_;
   std::vector<Count> counts_;
   std::vector<int> matches_;

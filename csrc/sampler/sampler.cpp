@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "core/parallel.h"
@@ -20,9 +21,15 @@ Candidates& scratch() {
 
 }  // namespace
 
-Sampler::Sampler(SamplingOptions options, uint64_t seed)
+std::vector<Step> all_steps() {
+  std::vector<Step> steps;
+  for (size_t i = 0; i < std::size(kStepNames); ++i) steps.push_back(Step(i));
+  return steps;
+}
+
+Sampler::Sampler(SamplingOptions options, uint64_t seed, std::span<const int32_t> prompt)
     : options_(std::move(options)),
-      history_(options_.penalty_window),
+      history_(prompt, options_.penalty_window),
       state_(seed),
       mu_(2 * options_.mirostat_tau) {
   std::sort(options_.dry_breakers.begin(), options_.dry_breakers.end());
@@ -37,8 +44,8 @@ double Sampler::uniform() {
   return double(z >> 11) * 0x1p-53;
 }
 
-void Sampler::append(int32_t token, bool generated) {
-  history_.append(token, generated);
+void Sampler::append(int32_t token) {
+  history_.append(token);
 }
 
 // What the steps leave of a row.

@@ -47,10 +47,10 @@ enum class Step : int {
 inline constexpr const char* kStepNames[] = {"penalties", "dry",   "temperature", "top_n_sigma", "top_k",
                                              "top_p",     "min_p", "typical_p",   "xtc",         "mirostat"};
 
+std::vector<Step> all_steps();  // in the order above, which is the default
+
 struct SamplingOptions {
-  std::vector<Step> steps = {Step::penalties, Step::dry,     Step::temperature, Step::top_n_sigma,
-                             Step::top_k,     Step::top_p,   Step::min_p,       Step::typical_p,
-                             Step::xtc,       Step::mirostat};
+  std::vector<Step> steps = all_steps();
   double temperature = 0;
   int top_k = 0;  // 0: all
   double top_p = 1, min_p = 0, typical_p = 1;
@@ -72,18 +72,17 @@ struct SamplingOptions {
 
 class Sampler {
  public:
-  Sampler(SamplingOptions options, uint64_t seed);
+  // The prompt is where the text so far begins, which penalties and bans look at.
+  Sampler(SamplingOptions options, uint64_t seed, std::span<const int32_t> prompt = {});
 
   // Draws a token, which is not part of the history until append() says so. Throws Error{numerical} where a
   // logit is NaN or infinity or all are -infinity, Error{usage} where every token is banned.
   int32_t sample(std::span<const float> logits);
 
-  // What sample() would draw from: p [logits.size()]. Where xtc is a step its dice are thrown, as for a
-  // token.
+  // What sample() would draw from: p [logits.size()]. Where xtc is a step its dice are thrown.
   void probabilities(std::span<const float> logits, double* p);
 
-  // The prompt, token by token, then what was generated: some options look at the text so far.
-  void append(int32_t token, bool generated);
+  void append(int32_t token);  // one that was generated
 
  private:
   Candidates& candidates_of(std::span<const float> logits);
