@@ -41,6 +41,7 @@ from russet.options import options_of
         ({"logit_bias": {-1: 1}}, "logit_bias: expected token ids from 0 on, got -1"),
         ({"logit_bias": {5: float("nan")}}, "logit_bias: expected a number or -inf for token 5, got nan"),
         ({"logit_bias": {5: float("inf")}}, "logit_bias: expected a number or -inf for token 5, got inf"),
+        ({"logit_bias": {5: 1e300}}, "logit_bias: expected a number or -inf for token 5, got 1e+300"),
         ({"logit_bias": 7}, "logit_bias: expected a number or -inf for token 7"),
         ({"bad_words": [""]}, "bad_words: expected texts or lists of token ids"),
         ({"bad_words": [[]]}, "bad_words: expected texts or lists of token ids"),

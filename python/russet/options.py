@@ -94,8 +94,8 @@ class GenerateOptions:
     presence_penalty: float = 0.0  #: taken from the logit of every token generated so far, as in OpenAI's API
     frequency_penalty: float = 0.0  #: the same, times how often it was generated
     penalty_window: int = 0  #: the last tokens these three look at, prompt included; 0: all
-    dry_multiplier: float = 0.0  #: DRY takes this times dry_base^(n - dry_allowed_length) from a token that would go on
-    dry_base: float = 1.75  #: with a repeat of n tokens; 0: off
+    dry_multiplier: float = 0.0  #: DRY: what a token loses that would go on with a repeat of n tokens; 0: off
+    dry_base: float = 1.75  #: that is dry_multiplier * dry_base ** (n - dry_allowed_length)
     dry_allowed_length: int = 2  #: shorter repeats cost nothing
     dry_window: int = 0  #: the last tokens in which repeats are looked for; 0: all
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  #: no repeat goes across a token with one of these
@@ -122,8 +122,7 @@ class GenerateOptions:
         self._check_texts("stop", need)
         if self.max_tokens is not None:
             need(_is_int(self.max_tokens) and self.max_tokens >= 0, "max_tokens", "an integer from 0 on, or None")
-        counts = ("min_tokens", "top_k", "penalty_window", "dry_allowed_length", "dry_window", "top_logprobs")
-        for field in counts:
+        for field in ("min_tokens", "top_k", "penalty_window", "dry_allowed_length", "dry_window", "top_logprobs"):
             value = getattr(self, field)
             need(_is_int(value) and 0 <= value < 2**31, field, "an integer from 0 on")
         for field in ("temperature", "top_n_sigma", "xtc_threshold", "mirostat_tau", "mirostat_eta", "dry_multiplier"):
@@ -204,7 +203,7 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
         token, bias = pair if is_pair else (pair, None)
         if not _is_int(token) or not 0 <= token < 2**31:
             raise UsageError(f"logit_bias: expected token ids from 0 on, got {token!r:.80}")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not bias < math.inf:
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not bias <= 1e38:  # float32 holds 3e38
             raise UsageError(f"logit_bias: expected a number or -inf for token {token}, got {bias!r:.80}")
         checked.append((token, float(bias)))
     return tuple(checked)

@@ -55,10 +55,6 @@ def _tokens_with(texts: tuple[str, ...], tokenizer: Tokenizer) -> list[int]:
     """Ids of the tokens whose text holds one of these; remembered, as it looks at the whole vocabulary."""
     known = _known_tokens.setdefault(tokenizer, {})
     if texts not in known:
-        decode = tokenizer.decode
-        known[texts] = [
-            id
-            for id in range(tokenizer.vocab_size)
-            if any(text in decode([id], skip_special_tokens=True) for text in texts)
-        ]
+        decoded = (tokenizer.decode([id], skip_special_tokens=True) for id in range(tokenizer.vocab_size))
+        known[texts] = [id for id, token in enumerate(decoded) if any(text in token for text in texts)]
     return known[texts]
