@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -58,6 +59,11 @@ class TokenByToken(ABC):
     def rewind(self, cache: Any, n_tokens: int) -> None:
         """Forget the tokens from index n_tokens on."""
 
+    def generate(self, cache: Any, token: int, n_tokens: int) -> None:
+        """Append a token, then the likeliest, until n_tokens are chosen: the program's own loop, if it has one."""
+        for _ in range(n_tokens):
+            token = self.append(cache, [token])
+
     def prefill(self, prompt: list[int]) -> float:
         cache = self.empty()
         return seconds(lambda: self.append(cache, prompt))
@@ -68,21 +74,18 @@ class TokenByToken(ABC):
             self.contexts[len(context)] = cache, self.append(cache, context)
         cache, token = self.contexts[len(context)]
         self.rewind(cache, len(context))
-
-        def generate(token: int) -> None:
-            for _ in range(n_tokens):
-                token = self.append(cache, [token])
-
-        return seconds(lambda: generate(token))
+        return seconds(lambda: self.generate(cache, token, n_tokens))
 
 
 class Russet(TokenByToken):
-    def __init__(self, folder: str, threads: int, n_ctx: int, quantize: str | None = None) -> None:
+    def __init__(
+        self, folder: str, threads: int, n_ctx: int, quantize: str | None = None, backend: str = "cpu"
+    ) -> None:
         import russet
 
         super().__init__()
-        self.model = russet.load(folder, threads=threads, n_ctx=n_ctx, quantize=quantize)
-        self.version = f"russet {russet.__version__}"
+        self.model = russet.load(folder, backend=backend, threads=threads, n_ctx=n_ctx, quantize=quantize)
+        self.version = f"russet {russet.__version__}" + f" on {self.model.backend.name}" * (backend != "cpu")
         self.weight_bytes = self.model.weight_bytes
 
     def empty(self) -> Any:
@@ -92,6 +95,10 @@ class Russet(TokenByToken):
         for begin in range(0, len(tokens), 512):  # as generate() does
             logits = cache.forward(tokens[begin : begin + 512])
         return int(logits.argmax())
+
+    def generate(self, cache: Any, token: int, n_tokens: int) -> None:
+        for n in range(1, n_tokens + 1):
+            token = cache.append_greedy(token, is_last=n == n_tokens)
 
     def rewind(self, cache: Any, n_tokens: int) -> None:
         cache.rewind(n_tokens)
@@ -129,11 +136,12 @@ class Mlx(TokenByToken):
 
     def __init__(self, folder: str, threads: int) -> None:
         import mlx.core as mx
+        from mlx_lm.generate import generate_step, generation_stream
         from mlx_lm.models import cache
         from mlx_lm.utils import load_model
 
         super().__init__()
-        self.mx, self.cache = mx, cache
+        self.mx, self.cache, self.generate_step, self.stream = mx, cache, generate_step, generation_stream
         self.model, _ = load_model(Path(folder))
         self.version = f"mlx-lm {version('mlx-lm')}, mlx {version('mlx')} on {mx.default_device()}"
         self.weight_bytes = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
@@ -146,6 +154,15 @@ class Mlx(TokenByToken):
             self.model(self.mx.array([tokens[:-1]]), cache=cache)
             self.mx.eval([layer.state for layer in cache])
         return int(self.model(self.mx.array([tokens[-1:]]), cache=cache)[0, -1].argmax())
+
+    def generate(self, cache: Any, token: int, n_tokens: int) -> None:
+        for _ in self.generate_step(self.mx.array([token]), self.model, max_tokens=n_tokens, prompt_cache=cache):
+            pass
+
+    def decode(self, context: list[int], n_tokens: int) -> float:
+        took = super().decode(context, n_tokens)
+        self.mx.synchronize(self.stream)  # it has begun one token more, which shall not be measured with the next peer
+        return took
 
     def rewind(self, cache: Any, n_tokens: int) -> None:
         self.cache.trim_prompt_cache(cache, cache[0].offset - n_tokens)
@@ -239,6 +256,15 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
 }
 
 
+def peaks() -> dict[str, int]:
+    """The most bytes so far: of this process, mapped files included, and of MLX's arrays where it is loaded."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"process": most if sys.platform == "darwin" else most * 1024}
+    if mx := sys.modules.get("mlx.core"):
+        found["MLX"] = mx.get_peak_memory()
+    return found
+
+
 def serve(kind: str, options: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
@@ -252,7 +278,8 @@ def serve(kind: str, options: dict[str, Any]) -> None:
     for line in sys.stdin:
         waited, waited_cpu = time.perf_counter() - since, time.process_time() - cpu
         task, arguments = json.loads(line)
-        answer = {"seconds": getattr(contender, task)(*arguments), "waited": waited, "waited_cpu": waited_cpu}
+        took = getattr(contender, task)(*arguments)
+        answer = {"seconds": took, "waited": waited, "waited_cpu": waited_cpu, "peaks": peaks()}
         since, cpu = time.perf_counter(), time.process_time()
         print(json.dumps(answer), file=answers)
 

@@ -1,10 +1,14 @@
-"""Every kernel's variants, alone: matvec from memory against a plain read, the rest in cache.
+"""Every kernel's variants, alone: matvec and attention from memory against a plain read, the rest in cache.
 
     python benchmarks/kernels.py [--threads 1] [--megabytes 200] [--rounds 9] [--plot FILE.png]
+    python benchmarks/kernels.py --attention [--threads 1] [--megabytes 200]
     python benchmarks/kernels.py --crossover [--plot FILE.png]
 
 matvec reads one large matrix once per call, cut by rows over --threads Python threads; the plain read is the fastest
 numpy has, the largest of the same bytes as int32. The rest runs on one thread at the sizes of Qwen3-0.6B.
+
+--attention: one token over the caches of many heads (decode), in GB/s of the cache against the same plain read, and 64
+rows (prefill) in GFLOP/s: 4 head_dim operations for each row and key it sees. Heads are dealt to --threads.
 
 --crossover: matvec against the matmul variants for 1 to 64 tokens, on one thread, each call on the next of many
 matrices, so that weights come from memory as they do in a model. It is what kFewTokens in cpu_ops.cpp rests on.
@@ -28,14 +32,17 @@ from russet import _core
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
 DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM, VOCAB_SIZE = 1024, 16, 8, 128, 3072, 151_936  # Qwen3-0.6B
+ATTENTION_SHAPES = (16, 8, 128), (32, 8, 64)  #: query and key-value heads, head_dim: Qwen3-0.6B, Llama-3.2-1B
+ATTENTION_CACHES = tuple((kind, n_keys) for kind in ("f16", "int8") for n_keys in (512, 2048, 8192))
 N_TOKENS, N_CALLS = 4, 100  #: in cache: tokens in a call, so that the call itself is a small part; calls in a round
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="for matvec")
+    parser.add_argument("--threads", type=int, default=1, help="for matvec and attention")
     parser.add_argument("--megabytes", type=int, default=200, help="of weights, to be read from memory")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--attention", action="store_true", help="attention alone, over caches in memory")
     parser.add_argument("--crossover", action="store_true", help="matvec against matmul by number of tokens")
     parser.add_argument("--quick", action="store_true", help="two rounds on few weights, to see that it runs")
     parser.add_argument("--plot", metavar="FILE.png")
@@ -45,6 +52,8 @@ def main() -> None:
     print(machine(threads=1 if args.crossover else args.threads))
     if args.crossover:
         crossover(args.megabytes, args.rounds, args.plot)
+    elif args.attention:
+        attention_from_memory(args.megabytes, args.threads, args.rounds)
     else:
         matvec_from_memory(args.megabytes, args.threads, args.rounds, args.plot)
         others_in_cache(args.rounds)
@@ -98,6 +107,48 @@ def matvec_from_memory(megabytes: int, n_threads: int, rounds: int, plot: str | 
         plot_bars(plot, title="matvec from memory", ylabel="GB/s", groups=groups, bars=bars)
 
 
+def attention_from_memory(megabytes: int, n_threads: int, rounds: int) -> None:
+    """Decode and prefill of two models' shapes over f16 and int8 caches; the ref is left out, it takes minutes."""
+    rng = np.random.default_rng(0)
+    table = Table("heads", "cache", "keys", "variant", "decode, GB/s", "of a plain read", "prefill, GFLOP/s")
+    clock = time.thread_time if n_threads == 1 else time.perf_counter
+    names = [name for name in variants("attention") if name != "ref"]
+    with ThreadPoolExecutor(n_threads) as pool:
+        for n_heads, n_kv_heads, head_dim in ATTENTION_SHAPES:
+            group = n_heads // n_kv_heads
+            one = rng.normal(size=(1, group, head_dim)).astype(np.float32)
+            many = rng.normal(size=(64 // group, group, head_dim)).astype(np.float32)
+            for kind, n_keys in ATTENTION_CACHES:
+                k, v = rng.normal(size=(2, n_keys, head_dim)).astype(np.float32)
+                head_bytes = n_keys * head_dim * (4 if kind == "f16" else 2)
+                share = max(1, megabytes * 1_000_000 // (n_threads * head_bytes))  #: heads of a thread
+                parts = [_core.kernels.KvHeads(k, v, n_heads=share, keys=kind, values=kind) for _ in range(n_threads)]
+                few = [_core.kernels.KvHeads(k, v, n_heads=4, keys=kind, values=kind) for _ in range(n_threads)]
+
+                bytes_read = [np.ones(part.n_bytes // 4, np.int32) for part in parts]
+
+                def on_threads(work: Callable, parts: list) -> Callable[[], object]:
+                    return lambda: list((map if n_threads == 1 else pool.map)(work, parts))
+
+                def run(name: str, q: np.ndarray, parts: list) -> Callable[[], object]:
+                    return on_threads(lambda heads: heads.attention(name, q), parts)
+
+                contenders = {"plain read": on_threads(np.max, bytes_read)}
+                contenders |= {name: run(name, one, parts) for name in names}
+                decode = interleaved(contenders, rounds, clock)
+                prefill = interleaved({name: run(name, many, few) for name in names}, rounds, clock)
+                n_operations = 4 * head_dim * 64 * (n_keys - (len(many) - 1) / 2) * 4 * n_threads
+                for name in names:
+                    rate = [sum(part.n_bytes for part in parts) / s / 1e9 for s in decode[name]]
+                    speed = [n_operations / s / 1e9 for s in prefill[name]]
+                    of_plain = spread(
+                        [p / s for p, s in zip(decode["plain read"], decode[name], strict=True)], digits=2
+                    )
+                    shape = f"{n_heads}/{n_kv_heads} x {head_dim}"
+                    table.row(shape, kind, str(n_keys), name, spread(rate), of_plain, spread(speed, digits=0))
+    table.print()
+
+
 def others_in_cache(rounds: int) -> None:
     """norm, rope, gate, a sampler's reductions, widen and attention; GB/s counts every byte read or written once."""
     kernels, rng = _core.kernels, np.random.default_rng(0)
@@ -106,12 +157,12 @@ def others_in_cache(rounds: int) -> None:
     heads = rng.normal(size=(N_TOKENS * (N_HEADS + N_KV_HEADS), HEAD_DIM)).astype(np.float32)
     cos, sin = rng.normal(size=(2, HEAD_DIM // 2)).astype(np.float32)
     gate, up = rng.normal(size=(2, N_TOKENS * FFN_DIM)).astype(np.float32)
-    q = rng.normal(size=(N_HEADS // N_KV_HEADS, HEAD_DIM)).astype(np.float32)
+    q = rng.normal(size=(1, N_HEADS // N_KV_HEADS, HEAD_DIM)).astype(np.float32)
     k, v = rng.normal(size=(2, n_keys, HEAD_DIM)).astype(np.float32)
+    head = kernels.KvHeads(k, v, n_heads=1, keys="f16", values="f16")
     stored = weights("bf16", N_TOKENS, DIM)
     logits = (3 * rng.normal(size=VOCAB_SIZE)).astype(np.float32)
     largest = float(logits.max())
-    pos = [n_keys - 1] * len(q)
     cases: dict[str, tuple[str, int, Callable[[str], object]]] = {
         "norm": (f"{N_TOKENS} x {DIM}", 2 * x.nbytes, lambda name: kernels.norm(name, _core.NormKind.rms, x, w)),
         "rope": (f"{len(heads)} heads", 2 * heads.nbytes, lambda name: kernels.rope(name, heads, cos, sin)),
@@ -121,9 +172,9 @@ def others_in_cache(rounds: int) -> None:
         "widen bf16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
         "widen f16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "f16"))),
         "attention": (
-            f"{len(q)} queries, {n_keys} keys",
-            k.nbytes + v.nbytes,
-            lambda name: kernels.attention(name, q, k, v, pos, HEAD_DIM**-0.5),
+            f"{q.shape[1]} heads, {n_keys} keys f16",
+            head.n_bytes,
+            lambda name: head.attention(name, q),
         ),
     }
     table = Table("kernel", "size", "variant", "us", "GB/s", "times ref")

@@ -77,6 +77,7 @@ class Contender:
         self.version: str = hello["version"]
         self.weight_bytes: int = hello["weight_bytes"]
         self.waited = self.waited_cpu = 0.0  # seconds
+        self.peaks: dict[str, int] = {}  # the most bytes so far, by whose count
 
     def tokens_per_s(self, task: Task, tokens: list[int]) -> float:
         """tokens: the prompt of a prefill, the context of a decode"""
@@ -85,6 +86,7 @@ class Contender:
         answer = self._answer()
         self.waited += answer["waited"]
         self.waited_cpu += answer["waited_cpu"]
+        self.peaks = answer["peaks"]
         return task.n_tokens / answer["seconds"]
 
     def _answer(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
     for gguf in args.gguf:
         options = {"program": args.llama_bench, "gguf": gguf, "threads": args.threads}
         found[f"llama.cpp {Path(gguf).stem}"] = Spec("LlamaCpp", options)
+    found["russet mlx"] = Spec("Russet", {**here, "n_ctx": n_ctx, "backend": "mlx"}, asked_for=False)
     for peer, kind in IN_FOLDERS.items():
         for folder in getattr(args, peer):
             options = {"folder": folder, "threads": args.threads} | ({"n_ctx": n_ctx} if kind == "Russet" else {})
@@ -163,9 +166,10 @@ def measure(
 
 
 def print_contenders(running: dict[str, Contender]) -> None:
-    table = Table("contender", "version", "weights, GB", "CPU while it waits")
+    table = Table("contender", "version", "weights, GB", "peak memory, MB", "CPU while it waits")
     for name, it in running.items():
-        table.row(name, it.version, f"{it.weight_bytes / 1e9:.2f}", f"{it.waited_cpu / it.waited:.1%}")
+        peaks = ", ".join(f"{whose} {n_bytes / 1e6:,.0f}" for whose, n_bytes in it.peaks.items())
+        table.row(name, it.version, f"{it.weight_bytes / 1e9:.2f}", peaks, f"{it.waited_cpu / it.waited:.1%}")
     table.print()
 
 
@@ -245,7 +249,10 @@ def main() -> None:
         report = {
             "machine": machine(threads=args.threads),
             "load_average": load_average,
-            "contenders": {n: {"version": it.version, "weight_bytes": it.weight_bytes} for n, it in running.items()},
+            "contenders": {
+                name: {"version": it.version, "weight_bytes": it.weight_bytes, "peak_bytes": it.peaks}
+                for name, it in running.items()
+            },
             "tokens_per_s": {task.name: by_name for task, by_name in speeds.items()},
         }
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")

@@ -2,10 +2,10 @@
 // from 1 on, and its grid. Included by csrc/backends/metal/ and by every .metal file, so it is plain C++ of
 // both. Every field has 4 bytes.
 //
-// Names. T is the type of activations and of the KV cache: f32, f16 or bf16; the residual stream x, sums and
-// logits are always float. W is how a matrix [n_rows, n_cols] is stored: f32, f16, bf16, or int8_S, int4_S:
-// affine groups as MLX stores them (csrc/weights/packed.h, Affine) with scales and biases of type S, f32, f16
-// or bf16. Kernels are named op_T_W, as in matvec_f16_int8_bf16. A matrix takes three buffers:
+// Names. T is the type of activations: f32, f16 or bf16; the residual stream x, sums and logits are always
+// float. K is how the cache stores keys and values: as T, or int8. W is how a matrix [n_rows, n_cols] is
+// stored: f32, f16, bf16, or int8_S, int4_S: affine groups as MLX stores them (csrc/weights/packed.h, Affine)
+// with scales and biases of type S, f32, f16 or bf16. Kernels are named op_T_W, as in matvec_f16_int8_bf16. A matrix takes three buffers:
 //   codes   floats, or words of codes from the lowest bits up     8-byte aligned
 //   scales  [n_rows, n_cols / group_size] S, absent for floats; biases likewise
 // An absent buffer must not be touched; what is absent, the arguments say.
@@ -93,19 +93,22 @@ struct MatmulArgs {
   float scale, softcap;
 };
 
-// ---- rope_store_T: norms and rotates q and k by position, and stores k and v in the cache ----
+// ---- rope_store_T_K: norms and rotates q and k by position, and stores k and v in the cache ----
 // of the tokens of one sequence. A SIMD-group a head: first n_heads of q, in place, then n_kv_heads of k, to
 // the cache, then of v. Angles pair element i with i + rotary_dim / 2, and leave elements from rotary_dim on.
 // buffers: q T [n_tokens, n_heads, head_dim], k T [n_tokens, n_kv_heads, head_dim], v T likewise,
 //          q_norm float [head_dim], k_norm float [head_dim] (rms over each head),
-//          cos float [n_tokens, rotary_dim / 2], sin likewise, cache T, table uint32
+//          cos float [n_tokens, rotary_dim / 2], sin likewise, cache K, table uint32
 // groups: (n_heads + 2 * n_kv_heads, n_tokens); threads: kSimd
 //
-// The cache, as in csrc/kv_cache: position p of head h lies, in elements from `cache`, at
-//   k: table[(first_table + h) * table_size + p / kCacheBlock] * 2 * kCacheBlock * head_dim
-//      + p % kCacheBlock * head_dim
-//   v: the same + kCacheBlock * head_dim
-enum : uint32_t { kCacheBlock = 64, kMaxHeadDim = 256 };
+// The cache, as in csrc/kv_cache: `cache` is a pool of blocks, each of kCacheBlock positions of one key-value
+// head of one layer: two planes, of keys and then of values, with
+//   K [kCacheBlock, head_dim]
+//   float [kCacheBlock], of int8 alone: a row is these times its codes, from -127 to 127
+// Position p of head h is row p % kCacheBlock of the block of that number in the pool
+//   table[(first_table + h) * table_size + p / kCacheBlock]
+// kNoBlock: the head has not kept the position. Nothing is ever written there, so that its numbers are 0.
+enum : uint32_t { kCacheBlock = 64, kNoBlock = 0, kMaxHeadDim = 256 };
 struct Cache {
   uint32_t first_table;  // of this layer's heads
   uint32_t table_size;   // blocks in the table of a head
@@ -120,17 +123,18 @@ struct RopeStoreArgs {
 };
 
 // ---- attention: out = softmax(scale * q . k) v over positions (p - window, p] of the cache ----
-// with scores softcap * tanh(score / softcap) where softcap > 0; window 0: all positions up to p.
+// with scores softcap * tanh(score / softcap) where softcap > 0; window 0: all positions up to p; without the
+// positions of kNoBlock. Of a window's first block, and of the last, more may be read than is seen.
 //
-// attention_decode_T_D, for few queries: a threadgroup takes one token, up to kDecodeHeads query heads that
+// attention_decode_T_K_D, for few queries: a threadgroup takes one token, up to kDecodeHeads query heads that
 //   share a key-value head, and one part of the keys; its SIMD-groups take keys in turn. With one part it
 //   writes out; with more it writes, for each, the sum of exp(score - max) v, the max, and the sum of exp.
-//   buffers: q T [n_tokens, n_heads, head_dim], cache T, out T [n_tokens, n_heads, head_dim],
+//   buffers: q T [n_tokens, n_heads, head_dim], cache K, out T [n_tokens, n_heads, head_dim],
 //            partial float [n_tokens, n_heads, n_parts, head_dim + 2], table uint32
 //   groups: (n_kv_heads * ceil(n_heads / n_kv_heads / kDecodeHeads), n_tokens, n_parts)
 //   threads: (kSimd, kDecodeSimds)
 // attention_merge_T: buffers: partial, out; groups: (n_heads, n_tokens); threads: kSimd; n_parts <= kMaxParts
-// attention_prefill_T_D: blocks of queries against blocks of keys with an online softmax (Milakov and
+// attention_prefill_T_K_D: blocks of queries against blocks of keys with an online softmax (Milakov and
 //   Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135); no matrix of scores in memory
 //   buffers: q, cache, out, table
 //   groups: (ceil(n_tokens / kPrefillQueries), n_heads); threads: (kSimd, kPrefillSimds)

@@ -2,8 +2,11 @@
 // over the positions j of the cache from max(0, p - window + 1), or 0 where window is 0, to p = pos + t;
 // cap(s) = softcap * tanh(s / softcap), or s where softcap is 0
 //
-//   shapes, buffers, grids: args.h; q, k, v, out T; scores, softmax and sums float
+//   shapes, buffers, grids: args.h; q, out T; k, v K, T or int8; scores, softmax and sums float
 //   D is head_dim rounded up to 32, 64, 128 or 256: what registers are laid out for
+//
+// A block that the table does not name is seen by nobody. Of int8 the codes are multiplied: a key's scale
+// then goes to its score, and a value's to its weight.
 //
 // All softmaxes are online (Milakov and Gimelshein, arXiv:1805.02867): what was summed below an older
 // maximum is scaled by exp(older - newer). Where nothing has been seen the maximum is kNoScore, which is
@@ -43,18 +46,18 @@ inline void load(device const T* from, thread float* to) {
 // takes kKeys keys at a time, so that their loads are under way together. At the end the sums of the SIMD-
 // groups meet in threadgroup memory, kDecodeSimds (D + 2 kDecodeHeads) floats: 8,448 bytes for D = 256.
 //
-// Bound by memory: 2 head_dim sizeof(T) bytes of cache a key, for 4 head_dim flops a head: 1 to 4 flops a
-// byte of f16. Where more than kDecodeHeads query heads share a key-value head, each further group of them
+// Bound by memory: 2 head_dim sizeof(K) bytes of cache a key (and 8 of int8), for 4 head_dim flops a head: 1
+// to 4 flops a byte of f16. Where more than kDecodeHeads query heads share a key-value head, each further group of them
 // reads it again. A part writes 4 (head_dim + 2) bytes a head, which attention_merge reads: of 128 keys
 // 1.6%.
 
 enum : uint { kKeys = 4 };
 
-template <typename T, uint D>
+template <typename T, typename K, uint D>
 [[kernel]] void attention_decode(
     constant AttentionArgs& args  [[buffer(0)]],
     device const T* q             [[buffer(1)]],
-    device const T* cache         [[buffer(2)]],
+    device const K* cache         [[buffer(2)]],
     device T* out                 [[buffer(3)]],
     device float* partial         [[buffer(4)]],
     device const uint* table      [[buffer(5)]],
@@ -62,7 +65,7 @@ template <typename T, uint D>
     uint simd [[simdgroup_index_in_threadgroup]]) {
   constexpr uint n = D / kSimd;  // numbers of a head in a lane
   threadgroup float maxima[kDecodeSimds][kDecodeHeads], totals[kDecodeSimds][kDecodeHeads];
-  threadgroup float rows[kDecodeSimds][D];
+  threadgroup float partial_sums[kDecodeSimds][D];
 
   const uint head_dim = args.cache.head_dim, token = group.y, part = group.z;
   const uint n_sharing = args.n_heads / args.cache.n_kv_heads;  // heads of a key-value head, in n_splits
@@ -88,23 +91,29 @@ template <typename T, uint D>
   const uint pos = args.pos + token, first_seen = first_key(pos, args.window);
   const uint n_keys = pos + 1 - first_seen, n_of_part = (n_keys + args.n_parts - 1) / args.n_parts;
   const uint end = first_seen + min((part + 1) * n_of_part, n_keys);
-  device const T* values = cache + value_offset(args.cache);
   for (uint key = first_seen + part * n_of_part + simd * kKeys; key < end; key += kDecodeSimds * kKeys) {
-    ulong offsets[kKeys];  // keys past the end: the last one again, which is not counted
-    for (uint j = 0; j < kKeys; ++j)
-      offsets[j] = key_offset(args.cache, table, kv_head, min(key + j, end - 1)) + at;
+    device const K* planes[kKeys];  // keys past the end: the last one again, which is not counted
+    uint rows[kKeys];
+    bool seen[kKeys];
+    for (uint j = 0; j < kKeys; ++j) {
+      const uint at_pos = min(key + j, end - 1), block = block_of(args.cache, table, kv_head, at_pos);
+      planes[j] = cache + block_offset<K>(args.cache, block);
+      rows[j] = at_pos % kCacheBlock;
+      seen[j] = key + j < end && block != kNoBlock;
+    }
 
     float scores[kDecodeHeads][kKeys];
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
       float k[n];
-      load<n>(cache + offsets[j], k);
+      load<n>(planes[j] + rows[j] * head_dim + at, k);
+      const float k_scale = scale_of(args.cache, planes[j], rows[j]);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
         float dot = 0;
         for (uint i = 0; i < n; ++i) dot += queries[h][i] * k[i];
-        const float score = capped(simd_sum(dot), args.softcap);
-        scores[h][j] = key + j < end ? score : -INFINITY;
+        const float score = capped(simd_sum(dot) * k_scale, args.softcap);
+        scores[h][j] = seen[j] ? score : -INFINITY;
       }
     }
 #pragma unroll
@@ -121,10 +130,13 @@ template <typename T, uint D>
 #pragma unroll
     for (uint j = 0; j < kKeys; ++j) {
       float v[n];
-      load<n>(values + offsets[j], v);
+      device const K* values = planes[j] + plane_size<K>(args.cache);
+      load<n>(values + rows[j] * head_dim + at, v);
+      const float v_scale = scale_of(args.cache, values, rows[j]);
       for (uint h = 0; h < kDecodeHeads; ++h) {
         if (h >= n_heads) continue;
-        for (uint i = 0; i < n; ++i) sums[h][i] += scores[h][j] * v[i];
+        const float weight = scores[h][j] * v_scale;
+        for (uint i = 0; i < n; ++i) sums[h][i] += weight * v[i];
       }
     }
   }
@@ -144,10 +156,10 @@ template <typename T, uint D>
     for (uint s = 0; s < kDecodeSimds; ++s) top = max(top, maxima[s][h]);
     for (uint s = 0; s < kDecodeSimds; ++s) all += totals[s][h] * exp(maxima[s][h] - top);
     const float rescale = exp(highest[h] - top);
-    for (uint j = 0; j < n; ++j) rows[simd][lane * n + j] = sums[h][j] * rescale;
+    for (uint j = 0; j < n; ++j) partial_sums[simd][lane * n + j] = sums[h][j] * rescale;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (i < head_dim) {
-      for (uint s = 0; s < kDecodeSimds; ++s) sum += rows[s][i];
+      for (uint s = 0; s < kDecodeSimds; ++s) sum += partial_sums[s][i];
       if (args.n_parts == 1) {
         out[(row + h) * head_dim + i] = T(sum / all);
       } else {
@@ -231,10 +243,9 @@ inline float row_sum(float value) {
 }
 
 // The queries from `first` on, in n_blocks of 8.
-template <uint n_blocks, uint D, typename T>
-void attend(constant AttentionArgs& args, device const T* q, device const T* cache, device T* out,
-            device const uint* table, uint head,
-            uint first, uint lane) {
+template <uint n_blocks, uint D, typename T, typename K>
+void attend(constant AttentionArgs& args, device const T* q, device const K* cache, device T* out,
+            device const uint* table, uint head, uint first, uint lane) {
   constexpr uint run = D == 32 ? 1 : 4, n_runs = D / 8 / run, n_keys = kTile / 8;
   const uint row = lane / 16 * 4 + lane / 2 % 4, col = lane / 8 % 2 * 4 + lane % 2 * 2;
   const uint head_dim = args.cache.head_dim, kv_head = head / (args.n_heads / args.cache.n_kv_heads);
@@ -259,9 +270,11 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
 
   const uint end = args.pos + last + 1;
   for (uint key = first_key(args.pos + first, args.window) / kTile * kTile; key < end; key += kTile) {
-    device const T* k = cache + key_offset(args.cache, table, kv_head, key);
-    device const T* v = k + value_offset(args.cache);
-    const uint last_row = end - 1 - key;
+    const uint block = block_of(args.cache, table, kv_head, key);
+    if (block == kNoBlock) continue;
+    device const K* key_plane = cache + block_offset<K>(args.cache, block);
+    device const K* value_plane = key_plane + plane_size<K>(args.cache);
+    const uint first_row = key % kCacheBlock, last_row = first_row + min(end - key, uint(kTile)) - 1;
 
     // scores = Q K^T
     simdgroup_float8x8 scores[n_blocks][n_keys];
@@ -274,9 +287,9 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
       float k_left[n_keys][run], k_right[n_keys][run];
 #pragma unroll
       for (uint f = 0; f < n_keys; ++f) {
-        device const T* k_run = k + min((8 * r + row) * run, head_dim - run);
-        load<run>(k_run + (8 * f + col) * head_dim, k_left[f]);
-        load<run>(k_run + (8 * f + col + 1) * head_dim, k_right[f]);
+        device const K* k_run = key_plane + min((8 * r + row) * run, head_dim - run);
+        load<run>(k_run + (first_row + 8 * f + col) * head_dim, k_left[f]);
+        load<run>(k_run + (first_row + 8 * f + col + 1) * head_dim, k_right[f]);
       }
 #pragma unroll
       for (uint b = 0; b < n_blocks; ++b) {
@@ -300,7 +313,8 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
       for (uint f = 0; f < n_keys; ++f)
         for (uint e = 0; e < 2; ++e) {
           const uint key_pos = key + 8 * f + col + e;
-          const float score = capped(scores[b][f].thread_elements()[e] * args.scale, args.softcap);
+          const float k_scale = scale_of(args.cache, key_plane, first_row + 8 * f + col + e);
+          const float score = capped(scores[b][f].thread_elements()[e] * k_scale * args.scale, args.softcap);
           const float seen = first_seen[b] <= key_pos && key_pos <= pos[b] ? score : -INFINITY;
           scores[b][f].thread_elements()[e] = seen;
           top = max(top, seen);
@@ -312,7 +326,8 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
       for (uint f = 0; f < n_keys; ++f)
         for (uint e = 0; e < 2; ++e) {
           const float weight = exp(scores[b][f].thread_elements()[e] - top);
-          scores[b][f].thread_elements()[e] = weight;
+          const uint v_row = min(first_row + 8 * f + col + e, last_row);
+          scores[b][f].thread_elements()[e] = weight * scale_of(args.cache, value_plane, v_row);
           total[b] += weight;
         }
 #pragma unroll
@@ -327,7 +342,7 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
       const uint left = min((8 * r + col) * run, head_dim - run), right = min(left + run, head_dim - run);
 #pragma unroll
       for (uint f = 0; f < n_keys; ++f) {
-        device const T* v_row = v + min(8 * f + row, last_row) * head_dim;
+        device const K* v_row = value_plane + min(first_row + 8 * f + row, last_row) * head_dim;
         float v_left[run], v_right[run];
         load<run>(v_row + left, v_left);
         load<run>(v_row + right, v_right);
@@ -354,11 +369,11 @@ void attend(constant AttentionArgs& args, device const T* q, device const T* cac
   }
 }
 
-template <typename T, uint D>
+template <typename T, typename K, uint D>
 [[kernel]] void attention_prefill(
     constant AttentionArgs& args  [[buffer(0)]],
     device const T* q             [[buffer(1)]],
-    device const T* cache         [[buffer(2)]],
+    device const K* cache         [[buffer(2)]],
     device T* out                 [[buffer(3)]],
     device const uint* table      [[buffer(4)]],
     uint2 group [[threadgroup_position_in_grid]], uint2 n_groups [[threadgroups_per_grid]],
@@ -370,32 +385,56 @@ template <typename T, uint D>
     attend<n_blocks, D>(args, q, cache, out, table, group.y, first + 8 * b, lane);
 }
 
-template [[host_name("attention_decode_f32_32")]]   [[kernel]] decltype(attention_decode<float, 32>)   attention_decode<float, 32>;
-template [[host_name("attention_decode_f32_64")]]   [[kernel]] decltype(attention_decode<float, 64>)   attention_decode<float, 64>;
-template [[host_name("attention_decode_f32_128")]]  [[kernel]] decltype(attention_decode<float, 128>)  attention_decode<float, 128>;
-template [[host_name("attention_decode_f32_256")]]  [[kernel]] decltype(attention_decode<float, 256>)  attention_decode<float, 256>;
-template [[host_name("attention_decode_f16_32")]]   [[kernel]] decltype(attention_decode<half, 32>)    attention_decode<half, 32>;
-template [[host_name("attention_decode_f16_64")]]   [[kernel]] decltype(attention_decode<half, 64>)    attention_decode<half, 64>;
-template [[host_name("attention_decode_f16_128")]]  [[kernel]] decltype(attention_decode<half, 128>)   attention_decode<half, 128>;
-template [[host_name("attention_decode_f16_256")]]  [[kernel]] decltype(attention_decode<half, 256>)   attention_decode<half, 256>;
-template [[host_name("attention_decode_bf16_32")]]  [[kernel]] decltype(attention_decode<bfloat, 32>)  attention_decode<bfloat, 32>;
-template [[host_name("attention_decode_bf16_64")]]  [[kernel]] decltype(attention_decode<bfloat, 64>)  attention_decode<bfloat, 64>;
-template [[host_name("attention_decode_bf16_128")]] [[kernel]] decltype(attention_decode<bfloat, 128>) attention_decode<bfloat, 128>;
-template [[host_name("attention_decode_bf16_256")]] [[kernel]] decltype(attention_decode<bfloat, 256>) attention_decode<bfloat, 256>;
+template [[host_name("attention_decode_f32_f32_32")]]    [[kernel]] decltype(attention_decode<float, float, 32>)    attention_decode<float, float, 32>;
+template [[host_name("attention_decode_f32_f32_64")]]    [[kernel]] decltype(attention_decode<float, float, 64>)    attention_decode<float, float, 64>;
+template [[host_name("attention_decode_f32_f32_128")]]   [[kernel]] decltype(attention_decode<float, float, 128>)   attention_decode<float, float, 128>;
+template [[host_name("attention_decode_f32_f32_256")]]   [[kernel]] decltype(attention_decode<float, float, 256>)   attention_decode<float, float, 256>;
+template [[host_name("attention_decode_f32_int8_32")]]   [[kernel]] decltype(attention_decode<float, char, 32>)     attention_decode<float, char, 32>;
+template [[host_name("attention_decode_f32_int8_64")]]   [[kernel]] decltype(attention_decode<float, char, 64>)     attention_decode<float, char, 64>;
+template [[host_name("attention_decode_f32_int8_128")]]  [[kernel]] decltype(attention_decode<float, char, 128>)    attention_decode<float, char, 128>;
+template [[host_name("attention_decode_f32_int8_256")]]  [[kernel]] decltype(attention_decode<float, char, 256>)    attention_decode<float, char, 256>;
+template [[host_name("attention_decode_f16_f16_32")]]    [[kernel]] decltype(attention_decode<half, half, 32>)      attention_decode<half, half, 32>;
+template [[host_name("attention_decode_f16_f16_64")]]    [[kernel]] decltype(attention_decode<half, half, 64>)      attention_decode<half, half, 64>;
+template [[host_name("attention_decode_f16_f16_128")]]   [[kernel]] decltype(attention_decode<half, half, 128>)     attention_decode<half, half, 128>;
+template [[host_name("attention_decode_f16_f16_256")]]   [[kernel]] decltype(attention_decode<half, half, 256>)     attention_decode<half, half, 256>;
+template [[host_name("attention_decode_f16_int8_32")]]   [[kernel]] decltype(attention_decode<half, char, 32>)      attention_decode<half, char, 32>;
+template [[host_name("attention_decode_f16_int8_64")]]   [[kernel]] decltype(attention_decode<half, char, 64>)      attention_decode<half, char, 64>;
+template [[host_name("attention_decode_f16_int8_128")]]  [[kernel]] decltype(attention_decode<half, char, 128>)     attention_decode<half, char, 128>;
+template [[host_name("attention_decode_f16_int8_256")]]  [[kernel]] decltype(attention_decode<half, char, 256>)     attention_decode<half, char, 256>;
+template [[host_name("attention_decode_bf16_bf16_32")]]  [[kernel]] decltype(attention_decode<bfloat, bfloat, 32>)  attention_decode<bfloat, bfloat, 32>;
+template [[host_name("attention_decode_bf16_bf16_64")]]  [[kernel]] decltype(attention_decode<bfloat, bfloat, 64>)  attention_decode<bfloat, bfloat, 64>;
+template [[host_name("attention_decode_bf16_bf16_128")]] [[kernel]] decltype(attention_decode<bfloat, bfloat, 128>) attention_decode<bfloat, bfloat, 128>;
+template [[host_name("attention_decode_bf16_bf16_256")]] [[kernel]] decltype(attention_decode<bfloat, bfloat, 256>) attention_decode<bfloat, bfloat, 256>;
+template [[host_name("attention_decode_bf16_int8_32")]]  [[kernel]] decltype(attention_decode<bfloat, char, 32>)    attention_decode<bfloat, char, 32>;
+template [[host_name("attention_decode_bf16_int8_64")]]  [[kernel]] decltype(attention_decode<bfloat, char, 64>)    attention_decode<bfloat, char, 64>;
+template [[host_name("attention_decode_bf16_int8_128")]] [[kernel]] decltype(attention_decode<bfloat, char, 128>)   attention_decode<bfloat, char, 128>;
+template [[host_name("attention_decode_bf16_int8_256")]] [[kernel]] decltype(attention_decode<bfloat, char, 256>)   attention_decode<bfloat, char, 256>;
 
 template [[host_name("attention_merge_f32")]]  [[kernel]] decltype(attention_merge<float>)  attention_merge<float>;
 template [[host_name("attention_merge_f16")]]  [[kernel]] decltype(attention_merge<half>)   attention_merge<half>;
 template [[host_name("attention_merge_bf16")]] [[kernel]] decltype(attention_merge<bfloat>) attention_merge<bfloat>;
 
-template [[host_name("attention_prefill_f32_32")]]   [[kernel]] decltype(attention_prefill<float, 32>)   attention_prefill<float, 32>;
-template [[host_name("attention_prefill_f32_64")]]   [[kernel]] decltype(attention_prefill<float, 64>)   attention_prefill<float, 64>;
-template [[host_name("attention_prefill_f32_128")]]  [[kernel]] decltype(attention_prefill<float, 128>)  attention_prefill<float, 128>;
-template [[host_name("attention_prefill_f32_256")]]  [[kernel]] decltype(attention_prefill<float, 256>)  attention_prefill<float, 256>;
-template [[host_name("attention_prefill_f16_32")]]   [[kernel]] decltype(attention_prefill<half, 32>)    attention_prefill<half, 32>;
-template [[host_name("attention_prefill_f16_64")]]   [[kernel]] decltype(attention_prefill<half, 64>)    attention_prefill<half, 64>;
-template [[host_name("attention_prefill_f16_128")]]  [[kernel]] decltype(attention_prefill<half, 128>)   attention_prefill<half, 128>;
-template [[host_name("attention_prefill_f16_256")]]  [[kernel]] decltype(attention_prefill<half, 256>)   attention_prefill<half, 256>;
-template [[host_name("attention_prefill_bf16_32")]]  [[kernel]] decltype(attention_prefill<bfloat, 32>)  attention_prefill<bfloat, 32>;
-template [[host_name("attention_prefill_bf16_64")]]  [[kernel]] decltype(attention_prefill<bfloat, 64>)  attention_prefill<bfloat, 64>;
-template [[host_name("attention_prefill_bf16_128")]] [[kernel]] decltype(attention_prefill<bfloat, 128>) attention_prefill<bfloat, 128>;
-template [[host_name("attention_prefill_bf16_256")]] [[kernel]] decltype(attention_prefill<bfloat, 256>) attention_prefill<bfloat, 256>;
+template [[host_name("attention_prefill_f32_f32_32")]]    [[kernel]] decltype(attention_prefill<float, float, 32>)    attention_prefill<float, float, 32>;
+template [[host_name("attention_prefill_f32_f32_64")]]    [[kernel]] decltype(attention_prefill<float, float, 64>)    attention_prefill<float, float, 64>;
+template [[host_name("attention_prefill_f32_f32_128")]]   [[kernel]] decltype(attention_prefill<float, float, 128>)   attention_prefill<float, float, 128>;
+template [[host_name("attention_prefill_f32_f32_256")]]   [[kernel]] decltype(attention_prefill<float, float, 256>)   attention_prefill<float, float, 256>;
+template [[host_name("attention_prefill_f32_int8_32")]]   [[kernel]] decltype(attention_prefill<float, char, 32>)     attention_prefill<float, char, 32>;
+template [[host_name("attention_prefill_f32_int8_64")]]   [[kernel]] decltype(attention_prefill<float, char, 64>)     attention_prefill<float, char, 64>;
+template [[host_name("attention_prefill_f32_int8_128")]]  [[kernel]] decltype(attention_prefill<float, char, 128>)    attention_prefill<float, char, 128>;
+template [[host_name("attention_prefill_f32_int8_256")]]  [[kernel]] decltype(attention_prefill<float, char, 256>)    attention_prefill<float, char, 256>;
+template [[host_name("attention_prefill_f16_f16_32")]]    [[kernel]] decltype(attention_prefill<half, half, 32>)      attention_prefill<half, half, 32>;
+template [[host_name("attention_prefill_f16_f16_64")]]    [[kernel]] decltype(attention_prefill<half, half, 64>)      attention_prefill<half, half, 64>;
+template [[host_name("attention_prefill_f16_f16_128")]]   [[kernel]] decltype(attention_prefill<half, half, 128>)     attention_prefill<half, half, 128>;
+template [[host_name("attention_prefill_f16_f16_256")]]   [[kernel]] decltype(attention_prefill<half, half, 256>)     attention_prefill<half, half, 256>;
+template [[host_name("attention_prefill_f16_int8_32")]]   [[kernel]] decltype(attention_prefill<half, char, 32>)      attention_prefill<half, char, 32>;
+template [[host_name("attention_prefill_f16_int8_64")]]   [[kernel]] decltype(attention_prefill<half, char, 64>)      attention_prefill<half, char, 64>;
+template [[host_name("attention_prefill_f16_int8_128")]]  [[kernel]] decltype(attention_prefill<half, char, 128>)     attention_prefill<half, char, 128>;
+template [[host_name("attention_prefill_f16_int8_256")]]  [[kernel]] decltype(attention_prefill<half, char, 256>)     attention_prefill<half, char, 256>;
+template [[host_name("attention_prefill_bf16_bf16_32")]]  [[kernel]] decltype(attention_prefill<bfloat, bfloat, 32>)  attention_prefill<bfloat, bfloat, 32>;
+template [[host_name("attention_prefill_bf16_bf16_64")]]  [[kernel]] decltype(attention_prefill<bfloat, bfloat, 64>)  attention_prefill<bfloat, bfloat, 64>;
+template [[host_name("attention_prefill_bf16_bf16_128")]] [[kernel]] decltype(attention_prefill<bfloat, bfloat, 128>) attention_prefill<bfloat, bfloat, 128>;
+template [[host_name("attention_prefill_bf16_bf16_256")]] [[kernel]] decltype(attention_prefill<bfloat, bfloat, 256>) attention_prefill<bfloat, bfloat, 256>;
+template [[host_name("attention_prefill_bf16_int8_32")]]  [[kernel]] decltype(attention_prefill<bfloat, char, 32>)    attention_prefill<bfloat, char, 32>;
+template [[host_name("attention_prefill_bf16_int8_64")]]  [[kernel]] decltype(attention_prefill<bfloat, char, 64>)    attention_prefill<bfloat, char, 64>;
+template [[host_name("attention_prefill_bf16_int8_128")]] [[kernel]] decltype(attention_prefill<bfloat, char, 128>)   attention_prefill<bfloat, char, 128>;
+template [[host_name("attention_prefill_bf16_int8_256")]] [[kernel]] decltype(attention_prefill<bfloat, char, 256>)   attention_prefill<bfloat, char, 256>;

@@ -1,6 +1,7 @@
 // Every variant of every kernel against its "ref", at sizes around the vector widths. The kernel tests in
 // Python ask more; this one needs no Python, and so runs on chips that are only emulated. CMake builds it
 // with RUSSET_PYTHON=OFF, and .ci/run does so for arm64.
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -11,10 +12,13 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_int8.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/block_max/block_max.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
+#include "kernels/kv_store/kv_load.h"
+#include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
 #include "kernels/norm/norm.h"
@@ -285,47 +289,152 @@ void sweep_widen(DType dtype) {
   });
 }
 
-void attention_case(AttentionFn run, AttentionFn ref, int n_queries, int head_dim, int n_keys, int window,
-                    float softcap, Worst& worst) {
-  const size_t width = size_t(head_dim);
-  Floats q = normal(size_t(n_queries) * width);
-  const Floats k = normal(size_t(n_keys) * width), v = normal(size_t(n_keys) * width);
-  Floats out(q.size(), NAN), expected = out;
-  AttentionArgs a{};
-  for (int i = 0; i < n_queries; ++i) {
-    a.q[i] = q.data() + size_t(i) * width;
-    a.pos[i] = n_keys - 1 - i * (n_keys - 1) / n_queries;
+// A pool whose blocks hold the keys and values of one head, from block 1 on.
+struct Blocks {
+  Blocks(const KvFormat& f, int n_keys)
+      : format(f), memory((size_t(n_keys) / kBlockTokens + 2) * f.block_bytes()) {
+    const size_t dim = size_t(f.head_dim);
+    const Floats k = normal(size_t(n_keys) * dim), v = normal(size_t(n_keys) * dim);
+    for (int at = 0; at < n_keys; at += kBlockTokens) {
+      table.push_back(BlockId(table.size() + 1));
+      const size_t row = size_t(at) * dim;
+      kv_store_variants().back().run({&k[row], &v[row], dim, std::min<int>(kBlockTokens, n_keys - at), 0,
+                                      memory.bytes() + table.back() * f.block_bytes(), f});
+    }
   }
-  a.n_queries = n_queries;
-  a.k = k.data(), a.v = v.data();
-  a.block_stride = kAttentionKeys * width, a.head_dim = head_dim;
-  a.window = window, a.softcap = softcap;
-  a.scale = 1 / std::sqrt(float(head_dim));
-  AttentionArgs b = a;
-  for (int i = 0; i < n_queries; ++i) {
-    a.out[i] = out.data() + size_t(i) * width;
-    b.out[i] = expected.data() + size_t(i) * width;
-  }
-  run(a);
-  ref(b);
+  KvFormat format;
+  Buffer memory;
+  std::vector<BlockId> table;
+};
+
+constexpr KvType kKvTypes[] = {KvType::f32, KvType::f16, KvType::bf16, KvType::int8, KvType::int4};
+
+struct AttentionCase {
+  int n_tokens, n_heads, head_dim, n_keys, window, n_sinks;
+  float softcap;
+};
+
+// slack: what a step of 8 bits that falls to the other side may change, as a share of the largest value
+void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, double slack, Worst& worst) {
+  const KvType keys = kKvTypes[g_random() % 4], values = kKvTypes[g_random() % 5];
+  Blocks blocks({keys, values, c.head_dim, true}, c.n_keys);
+  if (c.n_keys > 200 && g_random() % 2) blocks.table[1] = kNoBlock;
+  static const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+  const size_t stride = size_t(c.n_heads * c.head_dim) + 3;
+  const Floats q = normal(size_t(c.n_tokens) * stride);
+  Floats out(q.size(), 7), expected = out;
+  AttentionArgs a{q.data(),
+                  out.data(),
+                  stride,
+                  c.n_tokens,
+                  c.n_heads,
+                  c.n_keys - c.n_tokens,
+                  blocks.table.data(),
+                  blocks.memory.bytes(),
+                  blocks.format,
+                  c.window,
+                  c.n_sinks,
+                  1 / std::sqrt(float(c.head_dim)),
+                  c.softcap,
+                  scratch.floats()};
+  attention(*run, a);
+  a.out = expected.data();
+  attention(*ref, a);
   // A score that is off by e changes its weight by the share e, and the sum of the weights likewise; exp is
-  // within 2 ulp, tanh within 2e-7. The sizes of the products in q . k add up to at most head_dim; values
-  // stay below 4.
-  const double score_error = sum_bound(head_dim) * std::sqrt(head_dim) + double(softcap) * 3e-7;
-  const double bound = (2 * score_error + 8 * kU + 2 * sum_bound(n_keys)) * 4;
-  for (size_t i = 0; i < out.size(); ++i) worst.see(out[i], expected[i], bound);
+  // within 2 ulp, tanh within 2e-7; a run more is an exp more. The sizes of the products in q . k add up to
+  // at most head_dim; values stay below 4, and the parts that make those of int4 below 12.
+  const double score_error = sum_bound(c.head_dim) * std::sqrt(c.head_dim) + double(c.softcap) * 3e-7;
+  const double share =
+      2 * score_error + 2 * sum_bound(c.n_keys) + (2 + c.n_keys / kRunTokens) * 8 * kU + slack;
+  for (size_t i = 0; i < out.size(); ++i)  // what lies between the tokens stays as it was
+    worst.see(out[i], expected[i], share * (values == KvType::int4 ? 12 : 4));
 }
 
-void sweep_attention() {
-  sweep("attention", attention_variants(), [](auto run, auto ref, Worst& worst) {
-    for (int n_queries = 1; n_queries <= kAttentionRows; ++n_queries) {
-      for (const int head_dim : {1, 3, 4, 5, 8, 9, 17, 31, 64, 80, kMaxHeadDim + 0})
-        attention_case(*run, *ref, n_queries, head_dim, 77, 0, 0, worst);
-      for (const int n_keys : {1, 5, 63, 64, 65, 200})
-        for (const int window : {0, 1, 50})
-          for (const float softcap : {0.0f, 3.0f})
-            attention_case(*run, *ref, n_queries, 24, n_keys, window, softcap, worst);
-    }
+void sweep_attention(const char* name, AttentionKind kind, double slack) {
+  sweep(name, attention_variants(kind), [&](auto run, auto ref, Worst& worst) {
+    for (const int n_heads : {1, 2, 3, 4, 5, 6, 7, 16})
+      for (const int n_tokens : {1, 2, 4, 9}) {
+        if (n_tokens * n_heads > kAttentionRows) continue;
+        for (const int head_dim : {1, 3, 4, 5, 8, 9, 17, 31, 64, 80, kMaxHeadDim + 0})
+          attention_case(*run, *ref, {n_tokens, n_heads, head_dim, 77, 0, 0, 0}, slack, worst);
+      }
+    for (const int n_tokens : {1, 5, 13})
+      for (const int n_keys : {13, 63, 64, 65, 300, 1030})
+        for (const int window : {0, 1, 50, 100})
+          for (const int n_sinks : {0, 3})
+            for (const float softcap : {0.0f, 3.0f})
+              attention_case(*run, *ref, {n_tokens, 2, 24, n_keys, window, n_sinks, softcap}, slack, worst);
+  });
+}
+
+void sweep_attention_mass() {
+  sweep("attention_mass", attention_mass_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const KvType keys : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+      for (const int n_tokens : {1, 5})
+        for (const int head_dim : {1, 5, 16, 33, 128})
+          for (const int n_keys : {5, 64, 65, 300})
+            for (const int window : {0, 50}) {
+              Blocks blocks({keys, KvType::f32, head_dim, true}, n_keys);
+              if (n_keys > 200) blocks.table[1] = kNoBlock;
+              const size_t stride = size_t(2 * head_dim) + 3;
+              const Floats q = normal(size_t(n_tokens) * stride);
+              Floats mass(blocks.table.size(), 0.5f), expected = mass;
+              Floats scratch(attention_mass_scratch(2 * n_tokens, n_keys, head_dim));
+              AttentionMassArgs a{q.data(),
+                                  stride,
+                                  n_tokens,
+                                  2,
+                                  n_keys - n_tokens,
+                                  blocks.table.data(),
+                                  blocks.memory.bytes(),
+                                  blocks.format,
+                                  window,
+                                  3,
+                                  1 / std::sqrt(float(head_dim)),
+                                  window ? 3.0f : 0.0f,
+                                  mass.data(),
+                                  scratch.data()};
+              run(a);
+              a.mass = expected.data();
+              ref(a);
+              // A score that is off by e changes its share by the share 2 e at most, and the square by 4 e.
+              const double error = 4 * (sum_bound(head_dim) * std::sqrt(head_dim) + 1e-6) + 20 * kU;
+              for (size_t i = 0; i < mass.size(); ++i)
+                worst.see(mass[i], expected[i], error * std::max(1.0, double(expected[i])));
+            }
+  });
+}
+
+// Tokens of every kind in turn: normal values, tiny and huge ones, an offset, zeros, and one that is damaged.
+void sweep_kv_store() {
+  sweep("kv_store", kv_store_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const float damage : {0.0f, NAN, HUGE_VALF, -HUGE_VALF})
+      for (const bool by_columns : {false, true})
+        for (const KvType type : kKvTypes)
+          for (const int head_dim : {1, 3, 4, 5, 8, 9, 15, 16, 17, 64, 80, kMaxHeadDim + 0})
+            for (const auto& [slot, n_tokens] : {std::array{0, 64}, std::array{5, 1}, std::array{60, 4}}) {
+              const size_t dim = size_t(head_dim), stride = dim + 3;
+              Floats k = normal(size_t(n_tokens) * stride);
+              for (size_t i = 0; i < k.size(); ++i) {
+                const float factors[] = {1, 1e-20f, 1e20f, 0, 1e-42f, 1, 1};
+                const size_t kind = i / stride % 7;
+                k[i] = k[i] * factors[kind] + (kind == 5 ? 100.0f : 0.0f);
+                if (kind == 6 && i % stride == dim / 2) k[i] += damage;
+              }
+              const KvFormat format{type == KvType::int4 ? KvType::f32 : type, type, head_dim, by_columns};
+              const Buffer block(format.block_bytes()), expected(format.block_bytes());
+              run({k.data(), k.data(), stride, n_tokens, slot, block.bytes(), format});
+              ref({k.data(), k.data(), stride, n_tokens, slot, expected.bytes(), format});
+              Floats x(dim), y(dim);
+              const int end = std::min<int>(slot + n_tokens + 2, kBlockTokens);
+              for (int t = std::max(slot - 2, 0); t < end;
+                   ++t)  // the neighbours too, which stay as they were
+                for (const auto load : {load_key, load_value}) {
+                  load(format, block.bytes(), t, x.data());
+                  load(format, expected.bytes(), t, y.data());
+                  for (size_t c = 0; c < dim; ++c) worst.see_bits(x[c], y[c]);
+                }
+            }
   });
 }
 
@@ -488,7 +597,11 @@ int main() {
   sweep_gate();
   sweep_block_max();
   sweep_sum_exp();
-  sweep_attention();
+  sweep_kv_store();
+  sweep_attention("attention", AttentionKind::exact, 0);
+  sweep_attention("attention_sage", AttentionKind::sage, 0.02);
+  sweep_attention("attention_integer", AttentionKind::integer, 0.02);
+  sweep_attention_mass();
   sweep_quantize();
   sweep_fit();
   sweep_qmatmul();

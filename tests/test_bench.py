@@ -124,7 +124,7 @@ def test_bytes_and_operations_of_a_decode_step(demo):
         t.nbytes // 2 for name, t in demo.checkpoint.tensors.items() if ".layers." in name and len(t.shape) == 2
     )
     n_bytes, n_ops = Bench(demo).cost(Workload(n_generated=1, depth=99, batch=3))
-    cache = 3 * 100 * c.n_layers * 2 * c.n_kv_heads * c.head_dim * 4
+    cache = 3 * 100 * c.n_layers * 2 * c.n_kv_heads * c.head_dim * 2  # float16
     assert n_bytes == demo.weight_bytes + cache
     attention = 2 * 100 * c.n_layers * c.n_heads * c.head_dim
     assert n_ops == 3 * 2 * (in_layers + c.vocab_size * c.dim + attention)

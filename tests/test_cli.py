@@ -76,9 +76,9 @@ def prompts(monkeypatch) -> list:
     """What every stream() was asked for: (prompt, options), in order."""
     asked, stream = [], russet.Model.stream
 
-    def recorded(self, prompt, **options):
+    def recorded(self, prompt, *, progress=None, **options):
         asked.append((prompt, options))
-        return stream(self, prompt, **options)
+        return stream(self, prompt, progress=progress, **options)
 
     monkeypatch.setattr(russet.Model, "stream", recorded)
     return asked
@@ -219,9 +219,30 @@ def test_verbose_ends_with_speeds_on_stderr(run, model):
     _, out, err = run("generate", "-m", FOLDER, "-n", 5, "--ignore-chat-template", "--verbose", PROMPT)
     assert out == model.generate(PROMPT, max_tokens=5) + "\n"
     n_tokens = len(model.tokenizer.encode(PROMPT))
-    assert err.startswith(f"russet: prompt {n_tokens} tokens, 0 of them cached, first token after 0.")
+    assert err.startswith(f"russet: prompt {n_tokens} tokens, 0 of them cached (new text), first token after 0.")
     assert "generated 5 tokens" in err
     assert err.count("\n") == 1
+
+
+def test_a_prompt_cache_is_taken_up_and_written(run, tmp_path):
+    path = tmp_path / "texts"
+    command = ("generate", "-m", FOLDER, "-n", 5, "--temp", 0, "--json", "--prompt-cache", path, PROMPT)
+    first, second = (json.loads(run(*command).out) for _ in range(2))
+    assert (first["cached_tokens"], first["cache_miss"]) == (0, "new text")
+    assert (second["cached_tokens"], second["cache_miss"]) == (second["prompt_tokens"] - 1, None)
+    assert second["text"] == first["text"]
+    code, out, err = run(*command[:-3], "--kv-dtype", "int8", *command[-3:])
+    assert (code, out) == (1, "")
+    assert "kv_dtype: expected 'int8', got 'float" in err
+
+
+def test_a_full_context_may_shift(run):
+    command = ("generate", "-m", FOLDER, "-n", 60, "-c", 40, "--temp", 0, "--ignore-eos", "--json", PROMPT)
+    ended = json.loads(run(*command).out)
+    assert ended["prompt_tokens"] + ended["generated_tokens"] == 40
+    shifted = json.loads(run(*command, "--context-overflow", "shift", "--n-sinks", 2).out)
+    assert shifted["generated_tokens"] == 60
+    assert shifted["text"].startswith(ended["text"])
 
 
 @pytest.mark.parametrize("system", [[], ["--system-prompt", "Be kind."]])

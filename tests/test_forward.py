@@ -18,7 +18,9 @@ def tokens_of(config, n):
 
 
 def logits_of(config, weights, tokens, threads=2):
-    return CpuBackend(config, weights, threads=threads).session(N_CTX).forward(tokens, all_logits=True)
+    return (
+        CpuBackend(config, weights, threads=threads, kv_dtype="float32").session(N_CTX).forward(tokens, all_logits=True)
+    )
 
 
 def assert_near(actual, expected):

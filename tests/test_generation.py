@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import russet
 from russet import UsageError
-from russet.generation import Conversation
 
 PROMPT = "Once upon a time there was"
 
@@ -346,18 +345,3 @@ def test_a_damaged_weight_is_named(stories_folder, tmp_path):
     for options in ({}, {"temperature": 1.0}):
         with pytest.raises(russet.NumericalError, match=r"model\.layers\.2\.mlp\.up_proj\.weight holds NaN"):
             model.generate("Once", max_tokens=3, **options)
-
-
-def test_keys_that_grew_with_a_text_are_not_shared_with_another(tmp_path):
-    tiny_models = pytest.importorskip("tiny_models")
-    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
-    tiny_models.make(tmp_path, "llama", max_position_embeddings=40, rope_parameters=dynamic)
-    config, backend = tiny_models.load(tmp_path)
-    prompt = tiny_models.prompt_of(60)
-    grown = Conversation(backend.session(100), config)
-    grown.append(prompt[:30])
-    for token in prompt[30:59]:
-        grown.append([token])  # each is rotated for the length of the text so far
-    assert grown.begin(prompt) == 0
-    fresh = Conversation(backend.session(100), config)
-    assert np.array_equal(grown.append(prompt), fresh.append(prompt))

@@ -21,7 +21,18 @@ from russet.generation import Conversation
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
 from session_promises import check_chunks_ragged_batches_and_rewinding
-from tiny_models import CASES, bound, expected_logits, greedy, load, longrope, make, make_case, prompt_of
+from tiny_models import (
+    CASES,
+    bound,
+    expected_logits,
+    greedy,
+    load,
+    longrope,
+    make,
+    make_case,
+    prompt_of,
+    shift_weights,
+)
 
 if importlib.util.find_spec("mlx") is None:
     pytest.skip("mlx is not installed", allow_module_level=True)
@@ -289,6 +300,19 @@ def test_a_greedy_token_that_is_not_taken_changes_nothing(mlx, demo):
     assert difference(session.forward([8]), expected.forward([8])) < SAME
 
 
+def test_no_pass_is_begun_for_a_token_that_nobody_asks_for(mlx, monkeypatch):
+    begun = []
+    begin = MlxBackend._begin_greedy
+    monkeypatch.setattr(MlxBackend, "_begin_greedy", lambda *args: (begun.append(args), begin(*args))[1])
+    for n_tokens in (1, 2, 5):
+        for n_of_prompt in (0, 1):  # the first token is the prompt's; then of the prompt all but its last is known
+            if n_of_prompt == 0:
+                mlx.clear_cache()
+            begun.clear()
+            mlx.generate(PROMPT, max_tokens=n_tokens, temperature=0, ignore_eos=True)
+            assert len(begun) == n_tokens - 1 + n_of_prompt
+
+
 @pytest.mark.parametrize(("family", "case"), [("phi3", 1), ("llama", 3)], ids=["longrope", "dynamic"])
 def test_greedy_tokens_of_a_text_that_outgrows_its_rope(family, case, tmp_path):
     """As generation asks for them: the pass begun ahead of the change must not be taken after it."""
@@ -444,8 +468,11 @@ def test_a_limit_of_memory_is_mlxs_too():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-def test_weights_are_in_memory_once(tmp_path):
+@pytest.mark.parametrize("shifted", [False, True])
+def test_weights_are_in_memory_once(shifted, tmp_path):
     make(tmp_path, "llama", dtype=torch.bfloat16, intermediate_size=4096, hidden_size=256, num_attention_heads=4)
+    if shifted:
+        shift_weights(tmp_path)
     code = """
 import sys, russet, mlx.core as mx
 from russet.backends.mlx.backend import MlxBackend
@@ -453,8 +480,8 @@ from tiny_models import bound
 def now():
     status = dict(line.split(':') for line in open('/proc/self/status'))
     return sum(int(status[key].split()[0]) * 1024 for key in ('RssAnon', 'RssFile'))
-weights = bound(sys.argv[1])
 before = now()
+weights = bound(sys.argv[1])
 backend = MlxBackend(*weights)
 print(now() - before, backend.weight_bytes)
 """

@@ -26,6 +26,8 @@ from russet.options import options_of
         ({"stop": [""]}, "stop: expected strings that are not empty"),
         ({"stop": 5}, "stop: expected a string or several"),
         ({"ignore_eos": 1}, "ignore_eos: expected True or False"),
+        ({"context_overflow": "slide"}, "context_overflow: expected 'error' or 'shift', got 'slide'"),
+        ({"n_sinks": -1}, "n_sinks: expected an integer from 0 on, got -1"),
         ({"repetition_penalty": 0}, "repetition_penalty: expected more than 0"),
         ({"presence_penalty": float("nan")}, "presence_penalty: expected a number"),
         ({"typical_p": 0}, "typical_p: expected more than 0 and at most 1"),

@@ -25,7 +25,7 @@ from russet.models import family_of
 from russet.quantization import QuantizedTensor
 from russet.safetensors import Writer, read_safetensors
 from russet.weights import POSITIONS, ToQuantize, bind, find_non_finite, plan_quantization
-from tiny_models import CASES, expected_logits, load, make, prompt_of, read_json, write_json
+from tiny_models import CASES, expected_logits, load, make, prompt_of, read_json, shift_weights, write_json
 
 torch.set_num_threads(1)
 
@@ -271,6 +271,19 @@ def test_shards_stay_shards_and_all_else_comes_along(tmp_path):
     assert found.loads
     assert [(q.bits, q.group_size) for q in found.quantizations] == [(8, 64), (8, 32)]
     assert found.n_parameters == inspect(folder).n_parameters
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_weights_at_odd_addresses_give_the_same_bits(quantize, tmp_path):
+    make_quantisable(tmp_path / "float", "qwen3", dtype=torch.bfloat16)
+    folder = tmp_path / "float"
+    if quantize:
+        folder = tmp_path / "q"
+        save_quantized(tmp_path / "float", folder, quantize)
+    shifted = shutil.copytree(folder, tmp_path / "shifted")
+    shift_weights(shifted)
+    logits, expected = (load(f)[1].session(30).forward(prompt_of(30), all_logits=True) for f in (shifted, folder))
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_a_head_stored_beside_its_embedding_is_left_out(tmp_path):

@@ -93,9 +93,12 @@ def test_no_token_has_no_logprob(demo):
 def test_plain_greedy_is_left_to_the_device(demo, monkeypatch):
     calls = []
     append_greedy = Conversation.append_greedy
-    monkeypatch.setattr(
-        Conversation, "append_greedy", lambda self, token: calls.append(token) or append_greedy(self, token)
-    )
+
+    def spy(self, token, **options):
+        calls.append(token)
+        return append_greedy(self, token, **options)
+
+    monkeypatch.setattr(Conversation, "append_greedy", spy)
     demo.clear_cache()
     plain = demo.generate_tokens(PROMPT, max_tokens=5, temperature=0)
     assert len(calls) == 4  # the first token comes with the prompt

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import russet
 from russet.model import DEMO
@@ -140,6 +141,28 @@ def test_ranks_give_the_answer_of_one(shard, n_ranks, models, folders, tmp_path)
             )
             assert rank[f"{name} sampled"].tolist() == ranks[0][f"{name} sampled"].tolist()  # by rank 0's seed
             assert rank[f"{name} weight_bytes"] < alone.weight_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["tensor", "pipeline"])
+def test_half_precision(shard, tmp_path):
+    """Beside the CPU in float32, bounded as one process is in test_mlx.py: a part's rounding is no worse."""
+    types = {"f16": torch.float16, "bf16": torch.bfloat16}
+    jobs = {}
+    for name, dtype in types.items():
+        (folder := tmp_path / name).mkdir()
+        make(folder, "llama", dtype=dtype, gain=1.0, **(SHAPE | MODELS["llama"]))
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO / file, folder)
+        jobs[name] = job(shard, folder)
+    ranks = run_jobs(jobs, 2, tmp_path)
+    for name, dtype in types.items():
+        expected = russet.load(tmp_path / name, backend="cpu", n_ctx=600).logits(jobs[name]["prompt"])
+        for rank in ranks:
+            off = np.abs(rank[f"{name} logits"] - expected).max() / np.ptp(expected)
+            assert 0 < off < 8 * torch.finfo(dtype).eps
+            for what in ("logits", "last", "greedy", "sampled"):
+                np.testing.assert_array_equal(rank[f"{name} {what}"], ranks[0][f"{name} {what}"])
 
 
 # ---- ranks that go away ----

@@ -1,6 +1,8 @@
 """A model whose first layers run in MLX and whose others run on the CPU, against the CPU alone."""
 
 import importlib.util
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,16 +10,21 @@ import torch
 
 import russet
 from quantisable_models import dequantized, make_quantisable
-from russet import UsageError
+from russet import NotEnoughMemory, UsageError, memory
 from russet.backends.cpu import CpuBackend
+from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.errors import BackendError
+from russet.weights import held_bytes
 from session_promises import check_chunks_ragged_batches_and_rewinding
 from tiny_models import bound, greedy, load, make_case, prompt_of
 
 if importlib.util.find_spec("mlx") is None:
     pytest.skip("mlx is not installed", allow_module_level=True)
 
+from russet.backends import split as split_backend
 from russet.backends.mlx import backend as mlx_backend
+from russet.backends.mlx.backend import MlxBackend
 from russet.backends.split import SplitBackend
 
 torch.set_num_threads(1)
@@ -153,6 +160,68 @@ def test_positions_that_were_never_learned(tmp_path):
     assert session.n_tokens == 160
 
 
+# ---- halves that overlap ----
+
+
+@pytest.fixture
+def overlapped(monkeypatch) -> russet.Model:
+    monkeypatch.setattr(split_backend, "_OVERLAP_TOKENS", 10)
+    return russet.load(backend="mlx", dtype="float32", gpu_layers=2, n_ctx=64, overlap_prefill=True)
+
+
+@pytest.mark.parametrize("all_logits", [False, True])
+def test_overlapped_halves_give_the_same_bits(all_logits, overlapped, split):
+    ids = prompt_of(37, vocab_size=2000)
+    session, one_by_one = overlapped.session(), split.session()
+    logits = session.forward(ids, all_logits=all_logits)
+    chunks = [one_by_one.forward(ids[i : i + 10], all_logits=all_logits) for i in range(0, 37, 10)]
+    np.testing.assert_array_equal(logits, np.concatenate(chunks) if all_logits else chunks[-1])
+    assert session.n_tokens == 37
+    np.testing.assert_array_equal(session.forward([5]), one_by_one.forward([5]))
+
+
+def test_overlapped_halves_work_at_once(overlapped, monkeypatch):
+    """MLX ends its second chunk while the CPU is at the first: else this waits in vain."""
+    chunks, second = [], threading.Event()
+    hidden, run = overlapped.backend._mlx.hidden, overlapped.backend._cpu.run
+
+    def noted(parts):
+        chunks.append(hidden(parts))
+        if len(chunks) == 2:
+            second.set()
+        return chunks[-1]
+
+    def waiting(*args):
+        assert second.wait(60)
+        return run(*args)
+
+    monkeypatch.setattr(overlapped.backend._mlx, "hidden", noted)
+    monkeypatch.setattr(overlapped.backend._cpu, "run", waiting)
+    assert overlapped.session().forward(prompt_of(30)).shape == (1, overlapped.config.vocab_size)
+
+
+def test_an_overlapped_prompt_that_fails_leaves_the_session_as_it_was(overlapped, monkeypatch):
+    session, ids = overlapped.session(), prompt_of(60)
+    session.forward(ids[:5])
+    run, calls = overlapped.backend._cpu.run, []
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    with monkeypatch.context() as during:
+        during.setattr(overlapped.backend._cpu, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.forward(ids[5:])
+    assert session.n_tokens == 5
+    with pytest.raises(russet.ContextFull, match="n_ctx is 64"):
+        session.forward(ids)  # the fourth chunk does not fit
+    assert session.n_tokens == 5
+    assert difference(session.forward(ids[5:]), overlapped.session().forward(ids)) < SAME
+
+
 # ---- what fails between the halves ----
 
 
@@ -172,7 +241,7 @@ def test_a_second_half_that_fails_takes_the_first_back(raised, split, monkeypatc
             split.backend.forward([(session, [7, 8, 9]), (other, [7])])
     assert (session.n_tokens, other.n_tokens) == (5, 0)
     assert difference(session.forward(ids[5:]), expected) < SAME
-    assert session.cache_bytes() == 20 * split.config.cache_bytes_per_token
+    assert session.cache_bytes() == (20 + 64) // 2 * split.cache_bytes_per_token  # half of the layers have blocks of 64
 
 
 def test_a_first_half_that_fails_loses_what_both_held(split, monkeypatch):
@@ -208,6 +277,63 @@ def test_text_so_far_and_the_same_again(split, monkeypatch):
     assert split.generate(prompt, max_tokens=20, temperature=0) == expected
 
 
+# ---- what a GPU can hold ----
+
+
+def with_room(monkeypatch, working_set):
+    found = probe.find()
+    monkeypatch.setattr(probe, "find", lambda: replace(found, on_gpu=True, working_set=working_set))
+
+
+def bytes_of_layers(model, n):
+    """Of the embedding and the first n layers, with vectors in float32, and of a token's keys and values there."""
+    names = ["model.embed_tokens.", *(f"model.layers.{i}." for i in range(n))]
+    if n == model.config.n_layers:
+        names.append("model.norm.")
+    tensors = [tensor for name, tensor in model.checkpoint.tensors.items() if name.startswith(tuple(names))]
+    weight_bytes = sum(tensor.nbytes if len(tensor.shape) == 2 else 4 * tensor.shape[0] for tensor in tensors)
+    c = model.config
+    return weight_bytes, n * 2 * c.n_kv_heads * c.head_dim * 2  # keys and values in bfloat16, as the checkpoint
+
+
+@pytest.mark.parametrize("gpu_layers", [1, 3])
+def test_what_goes_to_the_gpu_must_fit_there(gpu_layers, demo, monkeypatch):
+    weight_bytes, token_bytes = bytes_of_layers(demo, gpu_layers)
+    needed = weight_bytes + 64 * token_bytes
+    with_room(monkeypatch, needed)
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64).n_ctx == 64
+    with_room(monkeypatch, needed - 1)
+    with pytest.raises(NotEnoughMemory) as caught:
+        russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64)
+    gb = memory.gb
+    assert str(caught.value) == (
+        f"gpu_layers={gpu_layers}: on the GPU, weights {gb(weight_bytes)} + cache {gb(64 * token_bytes)} for 64 "
+        f"tokens = {gb(needed)}, but {gb(needed - 1)} may be used; "
+        "load with fewer gpu_layers or a smaller n_ctx, or raise max_memory to try all the same"
+    )
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers - 1, n_ctx=64).n_ctx == 64
+    assert russet.load(backend="mlx", gpu_layers=gpu_layers, n_ctx=64, max_memory="1GB").n_ctx == 64
+
+
+def test_the_context_is_as_long_as_fits_on_the_gpu(demo, monkeypatch):
+    for gpu_layers in (1, 3, demo.config.n_layers):
+        weight_bytes, token_bytes = bytes_of_layers(demo, gpu_layers)
+        with_room(monkeypatch, weight_bytes + 320 * token_bytes - 1)
+        assert russet.load(backend="mlx", gpu_layers=gpu_layers).n_ctx == 256  # in blocks of 64
+    with_room(monkeypatch, 0)  # it does not say
+    assert russet.load(backend="mlx", gpu_layers=2).n_ctx == demo.config.max_ctx
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_what_is_counted_is_what_is_taken(quantize, tmp_path):
+    make_quantisable(tmp_path, "qwen3")
+    config, weights = part_of(*bound(tmp_path, quantize=quantize), 0, 1)
+    backend = MlxBackend(config, weights)
+    table = weights["embed.w"]
+    table_bytes = held_bytes({"embed.w": table})
+    assert held_bytes(weights) == backend.layer_bytes + table_bytes
+
+
 # ---- what cannot be ----
 
 
@@ -218,6 +344,8 @@ def test_what_cannot_be_is_refused():
     for backend in ("cpu", "metal", "metal-sim"):
         with pytest.raises(UsageError, match=f"gpu_layers: MLX alone shares layers.*, got backend='{backend}'; take"):
             russet.load(backend=backend, gpu_layers=1)
+    with pytest.raises(UsageError, match=r"overlap_prefill: .* say how many gpu_layers"):
+        russet.load(backend="mlx", overlap_prefill=True)
 
 
 def test_the_last_layers_need_an_x(split):

@@ -280,6 +280,14 @@ def make(
     return transformers_model(folder)
 
 
+def shift_weights(folder: Path) -> None:
+    """By one byte, to odd addresses: MLX writes files without regard to alignment."""
+    for file in folder.glob("*.safetensors"):
+        data = file.read_bytes()
+        begin = 8 + int.from_bytes(data[:8], "little")
+        file.write_bytes((begin - 8 + 1).to_bytes(8, "little") + data[8:begin] + b" " + data[begin:])
+
+
 def transformers_model(folder: Path, dtype: torch.dtype = torch.float32):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 
@@ -327,9 +335,9 @@ def bound(folder: Path, *, quantize: str | None = None, **options) -> tuple[Conf
 
 
 def load(folder: Path, **options) -> tuple[Config, CpuBackend]:
-    """The checkpoint as russet runs it."""
+    """The checkpoint as russet runs it, keys and values in float32."""
     config, weights = bound(folder, **options)
-    return config, CpuBackend(config, weights, threads=1)
+    return config, CpuBackend(config, weights, threads=1, kv_dtype="float32")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/view.h"
+#include "kernels/attention/attention_int8.h"
 #include "kv_cache/kv_format.h"
 #include "weights/arena.h"
 #include "weights/weights.h"
@@ -27,6 +28,13 @@ inline KvType kv_type_of(const std::string& name) {
   if (name == "int8") return KvType::int8;
   if (name == "int4") return KvType::int4;
   return kv_type(dtype_of(name));
+}
+
+inline AttentionKind attention_kind_of(const std::string& name) {
+  if (name == "exact") return AttentionKind::exact;
+  if (name == "sage") return AttentionKind::sage;
+  if (name == "int8") return AttentionKind::integer;
+  fail(ErrorKind::usage, "attention: expected exact, sage or int8, got '", name, "'");
 }
 
 // (array [n_rows, n_cols], dtype name) -> view; the array itself must be C-contiguous, its address need not

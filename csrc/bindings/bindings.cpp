@@ -242,8 +242,10 @@ py::list rope_tables(const Config& config, int pos, int n_tokens, int rope_lengt
 
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
-  Cpu(const Config& c, int n_threads, int n_prefill_threads)
-      : config(c), ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads) {}
+  Cpu(const Config& c, int n_threads, int n_prefill_threads, const std::string& attention)
+      : config(c),
+        ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads,
+            attention_kind_of(attention)) {}
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x) {
     check(model.config == config, ErrorKind::usage,
@@ -359,7 +361,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("logits_softcap", &Config::logits_softcap)
       .def_readwrite("ropes", &Config::ropes)
       .def_readwrite("layer_rope", &Config::layer_rope)
-      .def_readwrite("layer_window", &Config::layer_window);
+      .def_readwrite("layer_window", &Config::layer_window)
+      .def_readwrite("n_sinks", &Config::n_sinks);
 
   m.def("rope_tables", &rope_tables, py::arg("config"), py::arg("pos"), py::arg("n_tokens"),
         py::arg("rope_length") = 0);
@@ -444,8 +447,8 @@ PYBIND11_MODULE(_core, m) {
   bind_kv_cache(m);
 
   py::class_<Cpu>(m, "Cpu")
-      .def(py::init<const Config&, int, int>(), py::arg("config"), py::arg("n_threads"),
-           py::arg("n_prefill_threads") = 0)
+      .def(py::init<const Config&, int, int, const std::string&>(), py::arg("config"), py::arg("n_threads"),
+           py::arg("n_prefill_threads") = 0, py::arg("attention") = "exact")
       .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_decode_threads(); })
       .def_property_readonly("n_prefill_threads", [](const Cpu& cpu) { return cpu.ops.n_prefill_threads(); })
       .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"), py::arg("x") = py::none())

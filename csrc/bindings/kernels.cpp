@@ -4,12 +4,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <vector>
 
 #include "bindings/arrays.h"
 #include "core/buffer.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_int8.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/block_max/block_max.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
@@ -60,6 +63,9 @@ py::dict variants() {
   tables["fit"] = describe("fit", fit_variants());
   tables["qmatmul"] = describe("qmatmul", qmatmul_variants());
   tables["attention"] = describe("attention", attention_variants());
+  tables["attention_sage"] = describe("attention_sage", attention_variants(AttentionKind::sage));
+  tables["attention_integer"] = describe("attention_integer", attention_variants(AttentionKind::integer));
+  tables["attention_mass"] = describe("attention_mass", attention_mass_variants());
   tables["kv_store"] = describe("kv_store", kv_store_variants());
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
@@ -194,7 +200,6 @@ Array<float> run_widen(const std::string& variant, const py::tuple& x) {
   return y;
 }
 
-// q [n_queries, head_dim], k and v [n_keys, head_dim], pos [n_queries]
 // Blocks with the tokens' keys and values, and the table that names them; `absent` are in no block.
 struct Blocks {
   Blocks(const KvFormat& format, const Array<float>& k, const Array<float>& v, const std::set<int>& absent,
@@ -224,7 +229,8 @@ void check_kv(const Array<float>& k, const Array<float>& v) {
 // q [n_tokens, n_heads, head_dim], the last token seeing all of k and v [n_keys, head_dim] -> out like q
 Array<float> run_attention(const std::string& variant, const Array<float>& q, const Array<float>& k,
                            const Array<float>& v, float scale, int window, int n_sinks, float softcap,
-                           const std::string& keys, const std::string& values, const std::set<int>& absent) {
+                           const std::string& keys, const std::string& values, const std::set<int>& absent,
+                           const std::string& kind) {
   check_kv(k, v);
   check(q.ndim() == 3 && q.shape(2) == k.shape(1) && q.shape(0) >= 1 && q.shape(1) >= 1 &&
             q.shape(0) * q.shape(1) <= kAttentionRows && q.shape(0) <= k.shape(0),
@@ -233,12 +239,82 @@ Array<float> run_attention(const std::string& variant, const Array<float>& q, co
   const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
   const Blocks blocks(format, k, v, absent, kv_store);
   Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
-  find(attention_variants(),
-       variant)({q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
-                 int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
-                 format, window, n_sinks, scale, softcap});
+  static thread_local const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+  AttentionFn* const run = find(attention_variants(attention_kind_of(kind)), variant);
+  const py::gil_scoped_release release;
+  attention(*run, {q.data(), out.mutable_data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)),
+                   int(q.shape(1)), int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(),
+                   format, window, n_sinks, scale, softcap, scratch.floats()});
   return out;
 }
+
+// q and k as run_attention() takes them -> what of each block was looked at [n_blocks]
+Array<float> run_attention_mass(const std::string& variant, const Array<float>& q, const Array<float>& k,
+                                float scale, int window, int n_sinks, float softcap, const std::string& keys,
+                                const std::set<int>& absent) {
+  check_kv(k, k);
+  check(q.ndim() == 3 && q.shape(2) == k.shape(1) && q.shape(0) >= 1 && q.shape(1) >= 1 &&
+            q.shape(0) <= k.shape(0),
+        ErrorKind::usage, "attention_mass: expected q [n_tokens, n_heads, head_dim]");
+  const KvFormat format{kv_type_of(keys), KvType::f32, int(k.shape(1)), true};
+  const Blocks blocks(format, k, k, absent, kv_store);
+  Array<float> mass(py::ssize_t(blocks.table.size()));
+  std::fill_n(mass.mutable_data(), mass.size(), 0.0f);
+  const int n_rows = int(q.shape(0) * q.shape(1));
+  const Buffer scratch(sizeof(float) * attention_mass_scratch(n_rows, int(k.shape(0)), format.head_dim));
+  find(attention_mass_variants(),
+       variant)({q.data(), size_t(q.shape(1) * q.shape(2)), int(q.shape(0)), int(q.shape(1)),
+                 int(k.shape(0) - q.shape(0)), blocks.table.data(), blocks.memory.bytes(), format, window,
+                 n_sinks, scale, softcap, mass.mutable_data(), scratch.floats()});
+  return mass;
+}
+
+// Heads of a pool, all with the same keys and values: enough of them to come from memory.
+struct KvHeads {
+  KvHeads(const Array<float>& k, const Array<float>& v, int n_heads, const std::string& keys,
+          const std::string& values)
+      : tables(size_t(n_heads), std::vector<BlockId>(Blocks::blocks_for(k))) {
+    check_kv(k, v);
+    const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
+    const Blocks one(format, k, v, {}, kv_store);
+    n_bytes = size_t(n_heads) * one.table.size() * format.block_bytes();
+    pool = std::make_unique<BlockPool>(format, n_bytes);
+    for (std::vector<BlockId>& table : tables) {
+      pool->take(table);
+      for (size_t b = 0; b < table.size(); ++b)
+        std::copy_n(one.memory.bytes() + one.table[b] * format.block_bytes(), format.block_bytes(),
+                    pool->at(table[b]));
+    }
+    args.blocks = pool->data();
+    args.format = format;
+    args.scale = 1;
+    args.pos = int(k.shape(0));
+  }
+
+  // q [n_tokens, n_heads, head_dim], the last tokens of the text, over the keys of every head in turn
+  void attention(const std::string& variant, const Array<float>& q) const {
+    check(q.ndim() == 3 && q.shape(2) == args.format.head_dim && q.shape(0) * q.shape(1) <= kAttentionRows &&
+              q.shape(0) <= args.pos,
+          ErrorKind::usage, "attention: q has the wrong shape");
+    AttentionFn* const run = find(attention_variants(), variant);
+    Array<float> out({q.shape(0), q.shape(1), q.shape(2)});
+    static thread_local const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+    AttentionArgs a = args;
+    a.q = q.data(), a.out = out.mutable_data(), a.scratch = scratch.floats();
+    a.stride = size_t(q.shape(1) * q.shape(2));
+    a.n_tokens = int(q.shape(0)), a.n_heads = int(q.shape(1)), a.pos = args.pos - a.n_tokens;
+    const py::gil_scoped_release release;
+    for (const std::vector<BlockId>& table : tables) {
+      a.table = table.data();
+      russet::attention(*run, a);
+    }
+  }
+
+  std::vector<std::vector<BlockId>> tables;
+  std::unique_ptr<BlockPool> pool;
+  AttentionArgs args{};
+  size_t n_bytes = 0;
+};
 
 // k and v [n_keys, head_dim] -> the same as a block gives them back
 py::tuple run_kv_store(const std::string& variant, const Array<float>& k, const Array<float>& v,
@@ -279,7 +355,16 @@ void bind_kernels(py::module_& m) {
   kernels.def("attention", &run_attention, py::arg("variant"), py::arg("q"), py::arg("k"), py::arg("v"),
               py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
               py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("values") = "f32",
-              py::arg("absent") = std::set<int>{});
+              py::arg("absent") = std::set<int>{}, py::arg("kind") = "exact");
+  kernels.def("attention_mass", &run_attention_mass, py::arg("variant"), py::arg("q"), py::arg("k"),
+              py::kw_only(), py::arg("scale") = 1.0f, py::arg("window") = 0, py::arg("n_sinks") = 0,
+              py::arg("softcap") = 0.0f, py::arg("keys") = "f32", py::arg("absent") = std::set<int>{});
+
+  py::class_<KvHeads>(kernels, "KvHeads")
+      .def(py::init<const Array<float>&, const Array<float>&, int, const std::string&, const std::string&>(),
+           py::arg("k"), py::arg("v"), py::kw_only(), py::arg("n_heads"), py::arg("keys"), py::arg("values"))
+      .def_readonly("n_bytes", &KvHeads::n_bytes)
+      .def("attention", &KvHeads::attention, py::arg("variant"), py::arg("q"));
   kernels.def("kv_store", &run_kv_store, py::arg("variant"), py::arg("k"), py::arg("v"), py::kw_only(),
               py::arg("keys") = "f32", py::arg("values") = "f32", py::arg("keys_by_columns") = true);
 }

@@ -1,6 +1,8 @@
 // The Metal backend's part of russet._core: devices, and a model on one of them.
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -52,19 +54,31 @@ struct MetalCache;
 
 // A model's weights shown to a device, and the operations over them. Calls from several threads take turns.
 struct Metal {
-  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie. cache_bytes:
-  // of all caches together.
+  // `memory`: the arrays of whole pages, the files' maps and arenas, in which all weights lie. in_cache:
+  // dtype or int8. cache_bytes: of all caches together; less where the device cannot see so much in one
+  // piece.
   Metal(std::shared_ptr<metal::Device> d, std::shared_ptr<Model> m, const std::string& dtype,
-        const std::vector<py::array>& memory, size_t cache_bytes)
+        const std::vector<py::array>& memory, const std::string& in_cache, size_t cache_bytes)
       : device(std::move(d)), model(std::move(m)), owners(memory) {
     for (const py::array& pages : memory)
       mappings.emplace_back(*device, pages.data(), size_t(pages.nbytes()));
     const DType type = dtype_of(dtype);
+    const KvType kept_as = kv_type_of(in_cache);
+    check(kept_as == kv_type(type) || kept_as == KvType::int8, ErrorKind::usage,
+          "metal: the cache keeps keys and values as ", dtype, " or int8, not as ", in_cache);
     const py::gil_scoped_release release;
-    ops = std::make_unique<metal::MetalOps>(model->config, model->weights, type, *device);
-    const KvType in_cache = kv_type(type);
-    pool =
-        std::make_shared<BlockPool>(KvFormat{in_cache, in_cache, model->config.head_dim, false}, cache_bytes);
+    ops = std::make_unique<metal::MetalOps>(model->config, model->weights, type, kept_as, *device);
+    const KvFormat format{kept_as, kept_as, model->config.head_dim, false};
+    const size_t block_0_and_page = format.block_bytes() + size_t(sysconf(_SC_PAGESIZE));
+    const size_t most = std::max(device->info().max_map_bytes, block_0_and_page) - block_0_and_page;
+    pool = std::make_shared<BlockPool>(format, std::min(cache_bytes, most));
+  }
+
+  // A turn for who changes what passes see: those that were begun are done.
+  std::unique_lock<std::mutex> settled() {
+    std::unique_lock<std::mutex> turn(lock);
+    ops->settle();
+    return turn;
   }
 
   Array<float> forward(const std::vector<Part>& parts, const X& x) {
@@ -78,12 +92,14 @@ struct Metal {
   std::shared_ptr<Model> model;
   std::vector<py::array> owners;
   std::vector<metal::Mapping> mappings;
-  std::unique_ptr<metal::MetalOps> ops;
   std::shared_ptr<BlockPool> pool;
+  std::unique_ptr<metal::MetalOps> ops;  // the first to go
   std::mutex lock;
 };
 
-// The cache of one sequence, hidden from the device before it goes.
+// The cache of one sequence. A pass under way reads its tables and writes to its blocks, as the one that
+// Greedy begins before it is asked for: nobody else is given these blocks, or a share in them, until it is
+// done. (Blocks that a window gives back are out of such a pass's sight: KvCache keeps a few more.)
 struct MetalCache : KvCache {
   MetalCache(std::shared_ptr<Metal> m, int n_ctx)
       : KvCache(m->pool, m->model->config, n_ctx), metal(std::move(m)) {}
@@ -92,6 +108,17 @@ struct MetalCache : KvCache {
     const std::lock_guard<std::mutex> turn(metal->lock);
     metal->ops->forget(*this);
   }
+
+  std::unique_ptr<MetalCache> fork(int n_tokens) const {
+    const auto turn = metal->settled();
+    return std::make_unique<MetalCache>(*this, n_tokens);
+  }
+  void truncate(int n_tokens) {
+    const auto turn = metal->settled();
+    if (n_tokens == 0) metal->ops->forget(*this);  // all its blocks go, and their pages may
+    KvCache::truncate(n_tokens);
+  }
+
   std::shared_ptr<Metal> metal;
   russet::metal::Greedy greedy;
 };
@@ -114,7 +141,8 @@ struct MetalProduct {
     model.weights.embed = model.weights.head.w = matrix_of(w);
     model.config.dim = model.weights.head.n_inputs();
     model.config.n_heads = model.config.n_kv_heads = model.config.head_dim = 1;
-    ops = std::make_unique<metal::MetalOps>(model.config, model.weights, dtype_of(dtype), *device);
+    ops = std::make_unique<metal::MetalOps>(model.config, model.weights, dtype_of(dtype),
+                                            kv_type(dtype_of(dtype)), *device);
     owners.push_back(w);
   }
 
@@ -159,25 +187,28 @@ void bind_metal(py::module_& m) {
       .def_static(
           "simulated",
           [](const std::vector<std::string>& libraries, uint32_t schedule, const std::string& fault,
-             uint64_t at) {
+             uint64_t at, size_t max_map_bytes) {
             const std::map<std::string, metal::Fault::Kind> kinds = {
                 {"", metal::Fault::Kind::none},
                 {"swap", metal::Fault::Kind::swap},
+                {"late", metal::Fault::Kind::late},
                 {"shrink", metal::Fault::Kind::shrink},
                 {"barrier", metal::Fault::Kind::barrier}};
             const auto kind = kinds.find(fault);
-            check(kind != kinds.end(), ErrorKind::usage, "fault: expected swap, shrink or barrier, got ",
-                  fault);
-            return shared(metal::simulated_device(libraries, schedule, {kind->second, at}));
+            check(kind != kinds.end(), ErrorKind::usage,
+                  "fault: expected swap, late, shrink or barrier, got ", fault);
+            return shared(metal::simulated_device(libraries, schedule, {kind->second, at}, max_map_bytes));
           },
-          py::arg("libraries"), py::arg("schedule") = 0, py::arg("fault") = "", py::arg("at") = 0)
+          py::arg("libraries"), py::arg("schedule") = 0, py::arg("fault") = "", py::arg("at") = 0,
+          py::arg("max_map_bytes") = 0)
       .def_property_readonly("info", &described)
       .def("traffic", &traffic);
 
   py::class_<Metal, std::shared_ptr<Metal>>(m, "Metal")
       .def(py::init<std::shared_ptr<metal::Device>, std::shared_ptr<Model>, const std::string&,
-                    const std::vector<py::array>&, size_t>(),
-           py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"), py::arg("cache_bytes"))
+                    const std::vector<py::array>&, const std::string&, size_t>(),
+           py::arg("device"), py::arg("model"), py::arg("dtype"), py::arg("memory"), py::arg("in_cache"),
+           py::arg("cache_bytes"))
       .def_property_readonly("pool", [](const Metal& metal) { return metal.pool; })
       .def("forward", &Metal::forward, py::arg("parts"), py::arg("x") = py::none())
       .def("append_greedy", &Metal::append_greedy, py::arg("cache"), py::arg("token"),
@@ -185,10 +216,8 @@ void bind_metal(py::module_& m) {
 
   py::class_<MetalCache, KvCache>(m, "MetalCache")
       .def(py::init<std::shared_ptr<Metal>, int>(), py::arg("metal"), py::arg("n_ctx"))
-      .def(
-          "fork",
-          [](const MetalCache& cache, int n_tokens) { return std::make_unique<MetalCache>(cache, n_tokens); },
-          py::arg("n_tokens"));
+      .def("fork", &MetalCache::fork, py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>())
+      .def("truncate", &MetalCache::truncate, py::arg("n_tokens"), py::call_guard<py::gil_scoped_release>());
 
   py::class_<MetalProduct>(m, "MetalProduct")
       .def(py::init<std::shared_ptr<metal::Device>, const py::object&, const std::string&,

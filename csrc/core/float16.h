@@ -43,10 +43,10 @@ inline bf16 to_bf16(float x) {
 inline f16 to_f16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   const auto sign = uint16_t(bits >> 16 & 0x8000u);
-  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
-  if (magnitude >= 0x47800000u) return {uint16_t(sign | 0x7c00u)};  // 2^16 and more
-  if (magnitude < 0x38800000u) {                                    // below 2^-14
-    const float rounded = std::bit_cast<float>(magnitude) + 0.5f;   // whose last place is 2^-24
+  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u | (bits >> 13 & 0x1ffu))};  // NaN stays one
+  if (magnitude >= 0x47800000u) return {uint16_t(sign | 0x7c00u)};                         // 2^16 and more
+  if (magnitude < 0x38800000u) {                                                           // below 2^-14
+    const float rounded = std::bit_cast<float>(magnitude) + 0.5f;  // whose last place is 2^-24
     return {uint16_t(sign | (std::bit_cast<uint32_t>(rounded) - 0x3f000000u))};
   }
   return {uint16_t(sign | ((magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13))};

@@ -5,7 +5,8 @@
 // RUSSET_FOR_ISA(matvec) is matvec_avx2 in one object and matvec_avx512 in the next. Every name here lives in
 // an anonymous namespace, so that the linker can never merge two ISAs into one symbol.
 //
-// where_less(a, b, yes, no) is, lane by lane, yes where a < b and no elsewhere, also where one is NaN.
+// where_less(a, b, yes, no) is, lane by lane, yes where a < b and no elsewhere, also where one is NaN. load()
+// widens exactly; store() rounds to the nearest as to_f16() and to_bf16() do, to int8 whole numbers alone.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -44,8 +45,27 @@ inline Vec load(const bf16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+inline Vec load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(float* p, Vec a) {
   _mm512_storeu_ps(p, a.v);
+}
+inline void store(f16* p, Vec a) {
+  const __m256i half = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+}
+inline void store(bf16* p, Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v), upper = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i nan = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+  const __m512i half =
+      _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), _mm512_srli_epi32(sum, 16), nan);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(half));
+}
+inline void store(int8_t* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 inline Vec operator+(Vec a, Vec b) {
   return {_mm512_add_ps(a.v, b.v)};
@@ -110,8 +130,30 @@ inline Vec load(const bf16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
+inline Vec load(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(float* p, Vec a) {
   _mm256_storeu_ps(p, a.v);
+}
+inline void store(f16* p, Vec a) {
+  const __m128i half = _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+}
+inline void store(bf16* p, Vec a) {
+  const __m256i bits = _mm256_castps_si256(a.v), upper = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+  const __m256i half = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), nan,
+                                          _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+}
+inline void store(int8_t* p, Vec a) {
+  const __m256i wide = _mm256_cvtps_epi32(a.v);
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
 }
 inline Vec operator+(Vec a, Vec b) {
   return {_mm256_add_ps(a.v, b.v)};
@@ -173,8 +215,30 @@ inline Vec load(const f16* p) {
 inline Vec load(const bf16* p) {
   return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
 }
+inline Vec load(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))))};
+}
 inline void store(float* p, Vec a) {
   vst1q_f32(p, a.v);
+}
+inline void store(f16* p, Vec a) {
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a.v)));
+}
+inline void store(bf16* p, Vec a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a.v), upper = vshrq_n_u32(bits, 16);
+  const uint32x4_t odd = vandq_u32(upper, vdupq_n_u32(1));
+  const uint32x4_t sum = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+  const uint32x4_t nan = vorrq_u32(upper, vdupq_n_u32(0x40));
+  const uint32x4_t half = vbslq_u32(vceqq_f32(a.v, a.v), vshrq_n_u32(sum, 16), nan);
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vmovn_u32(half));
+}
+inline void store(int8_t* p, Vec a) {
+  const int16x4_t half = vmovn_s32(vcvtnq_s32_f32(a.v));
+  const int32x2_t bytes = vreinterpret_s32_s8(vmovn_s16(vcombine_s16(half, half)));
+  const int32_t four = vget_lane_s32(bytes, 0);
+  std::memcpy(p, &four, sizeof four);
 }
 inline Vec operator+(Vec a, Vec b) {
   return {vaddq_f32(a.v, b.v)};
@@ -226,8 +290,20 @@ template <typename T>
 inline Vec load(const T* p) {
   return {float_at(p)};
 }
+inline Vec load(const int8_t* p) {
+  return {float(*p)};
+}
 inline void store(float* p, Vec a) {
   *p = a.v;
+}
+inline void store(f16* p, Vec a) {
+  *p = to_f16(a.v);
+}
+inline void store(bf16* p, Vec a) {
+  *p = to_bf16(a.v);
+}
+inline void store(int8_t* p, Vec a) {
+  *p = int8_t(a.v);
 }
 inline Vec operator+(Vec a, Vec b) {
   return {a.v + b.v};
@@ -310,14 +386,15 @@ inline void sum_4(const Vec (&a)[4], float* sums) {
 // Loads the first n < width elements, zero beyond; stores the first n.
 template <typename T>
 inline Vec load_part(const T* p, int n) {
-  float lanes[Vec::width] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = float_at(p + i);
+  T lanes[Vec::width] = {};
+  std::memcpy(lanes, p, size_t(n) * sizeof(T));
   return load(lanes);
 }
-inline void store_part(float* p, Vec a, int n) {
-  float lanes[Vec::width];
+template <typename T>
+inline void store_part(T* p, Vec a, int n) {
+  T lanes[Vec::width];
   store(lanes, a);
-  std::memcpy(p, lanes, size_t(n) * sizeof(float));
+  std::memcpy(p, lanes, size_t(n) * sizeof(T));
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ struct Config {
   std::vector<Rope> ropes;        // empty: positions are learned (GPT-2)
   std::vector<int> layer_rope;    // [n_layers] index into ropes, -1: none
   std::vector<int> layer_window;  // [n_layers] keys a query sees, 0: all before it
+  int n_sinks = 0;                // first keys of a text that every query sees, whatever the window
 
   bool operator==(const Config&) const = default;
 };

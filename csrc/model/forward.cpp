@@ -44,7 +44,10 @@ void forward(const Config& config, const Weights& weights, Ops& ops, const Batch
   }
   ops.norm_logits(batch, weights.final_norm, weights.head, a.x, logits);
 
-  for (const Segment& s : batch.segments) s.cache->append(s.n_tokens);
+  for (const Segment& s : batch.segments) {
+    s.cache->append(s.n_tokens);
+    s.cache->compress();
+  }
 }
 
 namespace {

@@ -50,6 +50,7 @@ class Config:
     ropes: list[Rope]
     layer_rope: list[int]
     layer_window: list[int]
+    n_sinks: int
 
 class Arena:
     """Memory for all packed weights of a model: reserved at once, taken piece by piece."""
@@ -122,22 +123,35 @@ class BlockPool:
 
     info: dict[str, int]
     def __init__(self, config: Config, keys: str, values: str, n_bytes: int) -> None: ...
+    def read(self, blocks: _Array) -> _Array:
+        """Bytes u8 [n, block_bytes] of blocks u32 [n]. Who asks holds them."""
+
+def kv_block_bytes(keys: str, values: str, head_dim: int) -> int: ...
+def restore_caches(
+    pool: BlockPool, model: Model, n_ctx: int, blocks: _Array, sequences: Sequence[tuple[int, _Array]]
+) -> list[KvCache]:
+    """Caches that share blocks of these bytes u8 [n, block_bytes]: all, or none where one is not as it must be.
+
+    sequences: number of tokens, and tables u32 [n_layers, n_kv_heads, n] that count the blocks from 1 on, 0 for none
+    """
 
 class KvCache:
     n_ctx: int
     n_tokens: int
-    def __init__(self, pool: BlockPool, model: Model, n_ctx: int) -> None: ...
+    def __init__(self, pool: BlockPool, model: Model, n_ctx: int, budget: float = 1.0) -> None: ...
     def truncate(self, n_tokens: int) -> None: ...
     def can_truncate(self, n_tokens: int) -> bool: ...
     def fork(self, n_tokens: int) -> Self: ...
-    def evict(self, layer: int, head: int, block: int) -> None: ...
     def table(self, layer: int, head: int) -> _Array: ...
+    def mass(self, layer: int, head: int) -> _Array: ...
     def bytes(self) -> int: ...
 
 class Cpu:
     n_threads: int
     n_prefill_threads: int
-    def __init__(self, config: Config, n_threads: int, n_prefill_threads: int = 0) -> None: ...
+    def __init__(
+        self, config: Config, n_threads: int, n_prefill_threads: int = 0, attention: str = "exact"
+    ) -> None: ...
     def forward(
         self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None
     ) -> _Array: ...
@@ -153,17 +167,28 @@ class MetalDevice:
     @staticmethod
     def apple(sources: Sequence[str]) -> MetalDevice: ...
     @staticmethod
-    def simulated(libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0) -> MetalDevice:
-        """`fault`: "swap", "shrink" or "barrier", made on purpose at that dispatch or barrier; see device_sim.h."""
+    def simulated(
+        libraries: Sequence[str], schedule: int = 0, fault: str = "", at: int = 0, max_map_bytes: int = 0
+    ) -> MetalDevice:
+        """`fault`: made on purpose at that dispatch or barrier; as device_sim.h names them."""
     def traffic(self) -> dict[str, dict[str, int]]:
         """Of a simulated device: kernel -> dispatches, and bytes read and written where libraries count them."""
 
 class Metal:
     pool: BlockPool
     def __init__(
-        self, device: MetalDevice, model: Model, dtype: str, memory: Sequence[_Array], cache_bytes: int
+        self,
+        device: MetalDevice,
+        model: Model,
+        dtype: str,
+        memory: Sequence[_Array],
+        in_cache: str,
+        cache_bytes: int,
     ) -> None:
-        """`memory`: runs of whole pages in which all weights lie; cache_bytes: of all caches together."""
+        """`memory`: runs of whole pages in which all weights lie; in_cache: dtype or int8; cache_bytes: of all caches.
+
+        The pool is smaller where the device cannot see so much in one piece.
+        """
     def forward(self, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None) -> _Array: ...
     def append_greedy(self, cache: MetalCache, token: int, rope_length: int = 0) -> int:
         """The likeliest token after this one; -1: a logit is NaN. The pass for the next one is begun."""

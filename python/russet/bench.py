@@ -126,7 +126,7 @@ class Bench:
         """Raises NotEnoughMemory, with the sum, where the weights and the largest batch of contexts do not fit."""
         memory.choose_n_ctx(
             weight_bytes=self.model.weight_bytes,
-            bytes_per_token=self.model.config.cache_bytes_per_token,
+            bytes_per_token=self.model.cache_bytes_per_token,
             max_ctx=self.model.n_ctx,
             n_ctx=max(workload.batch * workload.n_ctx for workload in workloads),
             max_memory=max_memory,
@@ -148,9 +148,11 @@ class Bench:
         """
         if workload.threads is not None:
             self.model.backend.n_threads = workload.threads
-        sessions = self._sessions_at(workload.depth, workload.batch)
+        texts = sessions = self._sessions_at(workload.depth, workload.batch)
         calls = [n for _, n in workload.calls()]
         for run in range(-1, repetitions):
+            if any(self.model.config.layer_window):  # a run goes beyond what could be taken back
+                sessions = [session.fork(workload.depth) for session in texts]
             for session in sessions:
                 session.rewind(workload.depth)
             ids = [self._random_ids(n) for n in calls]
@@ -192,7 +194,7 @@ class Bench:
         """
         config, (in_layers, in_head) = self.model.config, self._products
         weight_bytes = self.model.weight_bytes
-        layer_bytes = config.cache_bytes_per_token // config.n_layers
+        layer_bytes = self.model.cache_bytes_per_token // config.n_layers
         n_bytes = n_ops = 0
         for pos, n in workload.calls():
             read, seen = keys(config, pos, n)
@@ -207,7 +209,7 @@ class Bench:
         while len(self._sessions) < batch:
             self._sessions.append(self.model.session())
         for session in self._sessions:
-            session.rewind(min(session.n_tokens, depth))
+            session.rewind(depth if session.can_rewind(depth) else 0)
             for _, n in _chunks(session.n_tokens, depth, batch=1):
                 session.forward(self._random_ids(n))
         return self._sessions

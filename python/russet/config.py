@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from russet.errors import ConfigError
+from russet.errors import ConfigError, UsageError
 
 _REQUIRED: Any = object()
 _FLOAT32_MAX = 3.4028234e38
@@ -52,12 +52,20 @@ class Config:
     ropes: tuple[Rope, ...] = ()
     layer_rope: tuple[int, ...]  #: per layer: index into ropes, -1 for none
     layer_window: tuple[int, ...]  #: per layer: keys a query sees, 0 for all before it
+    n_sinks: int = 0  #: first keys of a text that every query sees, whatever the window
     tied_head: bool = False  #: the head is the embedding
 
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values one token takes, in float32."""
-        return self.n_layers * 2 * self.n_kv_heads * self.head_dim * 4
+
+def with_window(config: Config, window: int) -> Config:
+    """The config of a model whose tokens see the newest `window` keys, or fewer where they did, and the first 4.
+
+    Without the first keys, which attention leans on whatever they say, models lose their thread (StreamingLLM, Xiao et
+    al., arXiv 2309.17453). Keys keep the positions they were stored with. Raises UsageError below 1.
+    """
+    if window < 1:
+        raise UsageError(f"kv_window: expected at least 1 token, got {window}")
+    windows = tuple(min(own, window) if own else window for own in config.layer_window)
+    return replace(config, layer_window=windows, n_sinks=4)
 
 
 class Reader:

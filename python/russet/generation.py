@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -12,14 +14,18 @@ import numpy as np
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
-from russet.errors import NumericalError
+from russet.errors import NumericalError, UsageError
 from russet.options import GenerateOptions
+from russet.prefix_cache import PrefixCache, frequencies, is_long
 from russet.stop_strings import StopStrings
 from russet.tokenizer import Tokenizer
 
 #: Prompt tokens computed at once: enough for the matrix products to run at full speed, few enough for the activations
 #: to stay small and for Ctrl-C to be heard.
 CHUNK_TOKENS = 512
+
+#: Called between chunks of a prompt with (tokens done, tokens in all); what it raises ends the generation.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,7 @@ class Piece:
     finish_reason: str | None  #: None until the last piece: "stop" (end of text, stop string) or "length"
     prompt_tokens: int  #: tokens of the prompt
     cached_tokens: int  #: of these, how many were in the cache already
+    cache_miss: str | None  #: why not all but the last were; None where they were
     generated_tokens: int  #: tokens generated so far
     first_token_s: float  #: seconds from the call to the first token
     tokens_per_s: float  #: speed since the first token; 0 before the second
@@ -71,62 +78,80 @@ class Continuation:
 
 
 class Conversation:
-    """A session and the tokens in it: what a new prompt shares with them need not be computed again."""
+    """A session and the tokens in it.
 
-    def __init__(self, session: Session, config: Config) -> None:
+    known: what the session holds already: these tokens, of a text that is to be as long as text_length
+    texts: where keep() puts it; by default nowhere
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        config: Config,
+        *,
+        known: Sequence[int] = (),
+        text_length: int = 0,
+        texts: PrefixCache | None = None,
+    ) -> None:
         self.session = session
+        self.tokens = list(known)
         self._ropes = config.ropes
-        self._tokens: list[int] = []
+        self._has_windows = any(config.layer_window)
+        self._text_length = text_length  # that the keys are rotated for
+        self._texts = texts
 
-    def begin(self, prompt: Sequence[int]) -> int:
-        """Keep what the cache shares with the prompt, forget the rest; how many tokens were kept."""
-        n_shared = 0
-        # The last one is computed, for its logits; and a session that failed may have lost what it held.
-        most = min(len(self._tokens), self.session.n_tokens, len(prompt) - 1)
-        while n_shared < most and self._tokens[n_shared] == prompt[n_shared]:
-            n_shared += 1
-        if not self._rotated_alike(len(self._tokens), len(prompt)):
-            n_shared = 0
-        self.rewind(n_shared)
-        return n_shared
-
-    def append(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray[Any, Any]:
+    def append(
+        self, tokens: Sequence[int], *, all_logits: bool = False, progress: Progress = lambda done, total: None
+    ) -> np.ndarray[Any, Any]:
         """Logits of the last token, or of all."""
-        length = len(self._tokens) + len(tokens)
+        length = len(self.tokens) + len(tokens)
         if self._outgrows_rope(length):
             # The text has outgrown the frequencies its keys were stored with: compute it anew, as transformers does.
-            tokens = [*self._tokens, *tokens]
+            tokens = [*self.tokens, *tokens]
             self.rewind(0)
+        self._text_length = max(self._text_length, length)
         rows = []
         for begin in range(0, len(tokens), CHUNK_TOKENS):
+            progress(len(self.tokens), length)
             chunk = tokens[begin : begin + CHUNK_TOKENS]
-            logits = self.session.forward(chunk, all_logits=all_logits, text_length=length)
-            self._tokens.extend(chunk)
-            rows.append(logits)
+            rows.append(self.session.forward(chunk, all_logits=all_logits, text_length=length))
+            self.tokens.extend(chunk)
+            if self._has_windows and len(self.tokens) < length:
+                self.keep_prompt()  # what comes next makes windows give back what a text that leaves here would see
         return np.concatenate(rows) if all_logits else rows[-1]
 
-    def append_greedy(self, token: int) -> int:
-        """Append a token; the likeliest one after it. Raises NumericalError where a logit is NaN."""
-        if self._outgrows_rope(len(self._tokens) + 1):
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        """Append a token; the likeliest one after it. See Session.append_greedy()."""
+        if self._outgrows_rope(len(self.tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
-        likeliest = self.session.append_greedy(token)
-        self._tokens.append(token)
+        likeliest = self.session.append_greedy(token, is_last=is_last)
+        self.tokens.append(token)
+        self._text_length = max(self._text_length, len(self.tokens))
         return likeliest
 
     def rewind(self, n_tokens: int) -> None:
         self.session.rewind(n_tokens)
-        del self._tokens[n_tokens:]
+        del self.tokens[n_tokens:]
+        if n_tokens == 0:
+            self._text_length = 0
+
+    def keep(self) -> None:
+        """For the texts that begin alike."""
+        if self._texts is not None:
+            self._texts.put(self.tokens, self.session, self.rotated)
+
+    def keep_prompt(self) -> None:
+        """The same in the middle of a text, where that is no copy."""
+        if self._texts is not None and self._texts.forks_share:
+            self.keep()
+
+    @property
+    def rotated(self) -> str | None:
+        """By which frequencies its keys are; see prefix_cache.frequencies()."""
+        return frequencies(self._ropes, max(self._text_length, len(self.tokens)))
 
     def _outgrows_rope(self, length: int) -> bool:
-        return bool(self._tokens) and self._long_rope(len(self._tokens)) != self._long_rope(length)
-
-    def _long_rope(self, length: int) -> bool:
-        return any(rope.long_inv_freq and length > rope.original_ctx for rope in self._ropes)
-
-    def _rotated_alike(self, length: int, other: int) -> bool:
-        """Whether the keys of two texts of these lengths are rotated by the same frequencies."""
-        grown = any(rope.dynamic_factor and max(length, other) > rope.original_ctx for rope in self._ropes)
-        return not grown and self._long_rope(length) == self._long_rope(other)
+        return bool(self.tokens) and is_long(self._ropes, self._text_length) != is_long(self._ropes, length)
 
 
 def generate(
@@ -135,30 +160,39 @@ def generate(
     options: GenerateOptions,
     *,
     sampler: _core.Sampler,
+    miss: str | None,
     detokenizer: TextStream,
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
+    progress: Progress = lambda done, total: None,
 ) -> Generator[Piece]:
-    """Compute the prompt, then token by token; one piece each. `diagnose` says which weight is damaged, if one is."""
+    """Compute what the conversation lacks of the prompt, then token by token; one piece each.
+
+    miss: why it lacks more than the last token
+    diagnose: says which weight is damaged, if one is
+    """
     start = time.perf_counter()
-    if not options.use_cache:
-        conversation.rewind(0)
-    n_cached = conversation.begin(prompt)
-    room = conversation.session.n_ctx - len(prompt)
-    n_most = room if options.max_tokens is None else min(options.max_tokens, room)
+    n_cached = len(conversation.tokens)
+    n_ctx = conversation.session.n_ctx
+    shifts = options.context_overflow == "shift"
+    if shifts and 2 * options.n_sinks >= n_ctx:
+        raise UsageError(f"n_sinks: expected fewer than half of n_ctx={n_ctx:,}, got {options.n_sinks:,}")
+    n_most = sys.maxsize if options.max_tokens is None else options.max_tokens
+    if not shifts:
+        n_most = min(n_most, n_ctx - len(prompt))
     ends = frozenset() if options.ignore_eos else frozenset(eos_token_ids)
     stops = StopStrings(options.stop)
     text = list(prompt)
     greedy = options.takes_likeliest and options.use_cache
     logprobs: tuple[float, list[tuple[int, float]]] | None = None  # of the last token
 
-    def after(tokens: Sequence[int]) -> int:
-        """Append tokens; the one chosen to follow them."""
+    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, is_last: bool) -> int:
+        """Append tokens; the one chosen to follow them. is_last: it will not be appended itself."""
         nonlocal logprobs
         try:
             if greedy and len(tokens) == 1:
-                return conversation.append_greedy(tokens[0])
-            logits = conversation.append(tokens)
+                return conversation.append_greedy(tokens[0], is_last=is_last)
+            logits = conversation.append(tokens, progress=progress)
             token = sampler.sample(logits)
             if options.logprobs:
                 logprobs = _core.logprobs(logits, token, options.top_logprobs)
@@ -166,8 +200,10 @@ def generate(
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
-    token = after(prompt[n_cached:])
+    token = after(prompt[n_cached:], progress, is_last=n_most <= 1)
     first = now = time.perf_counter()
+    conversation.keep_prompt()
+    progress(len(prompt), len(prompt))
 
     def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:
         return Piece(
@@ -176,6 +212,7 @@ def generate(
             finish_reason=reason,
             prompt_tokens=len(prompt),
             cached_tokens=n_cached,
+            cache_miss=miss,
             generated_tokens=n,
             first_token_s=first - start,
             tokens_per_s=(n - 1) / (now - first) if n > 1 else 0.0,
@@ -186,7 +223,7 @@ def generate(
     if n_most <= 0:
         yield piece("", None, "length", 0)
         return
-    for n in range(1, n_most + 1):
+    for n in itertools.count(1):
         now = time.perf_counter()
         text.append(token)
         sampler.append(token)
@@ -198,7 +235,20 @@ def generate(
             yield piece(shown, token, "stop", n)
             return
         yield piece(shown, token, "length" if n == n_most else None, n)
-        if n < n_most:
-            if not options.use_cache:
-                conversation.rewind(0)
-            token = after(text if not options.use_cache else [token])
+        if n == n_most:
+            return
+        if len(text) > n_ctx:
+            text[:] = _shifted(text, options.n_sinks)
+            conversation.rewind(0)
+        elif not options.use_cache:
+            conversation.rewind(0)
+        token = after(text[len(conversation.tokens) :], is_last=n + 1 == n_most)
+
+
+def _shifted(text: Sequence[int], n_sinks: int) -> list[int]:
+    """The first n_sinks tokens and the newer half of the others: what a full context goes on with.
+
+    The first ones stay because attention leans on them whatever they say (arXiv 2309.17453).
+    """
+    n_newer = (len(text) - n_sinks) // 2
+    return [*text[:n_sinks], *text[len(text) - n_newer :]]

@@ -17,13 +17,14 @@ from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader
 from russet.errors import CheckpointError, ConfigError, RussetError, UsageError, WeightsError
 from russet.hub import resolve
+from russet.kv_dtype import KvDtype
 from russet.model import read_parts
 from russet.models import family_of
 from russet.options import options_of
 from russet.quantization import QuantizedTensor
 from russet.safetensors import Tensor, read_json_object, read_safetensors, weight_files
 from russet.tokenizer import Tokenizer
-from russet.weights import Source, bind, extra_tensors, group_names
+from russet.weights import Source, bind, embed_dtype, extra_tensors, group_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,7 @@ def inspect(
     *,
     revision: str | None = None,
     local_files_only: bool = False,
+    kv_dtype: str | None = None,
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
 ) -> Inspection:
@@ -154,6 +156,7 @@ def inspect(
     Raises CheckpointError where there is no such folder, HubError for an id that cannot be had. What is wrong inside
     the folder is part of the answer.
     """
+    KvDtype.of(kv_dtype, "f32")  # raises on one that is none
     folder = resolve(model, revision=revision, local_files_only=local_files_only)
     if not folder.is_dir():
         open_checkpoint(folder)  # raises, and says what it takes instead
@@ -167,6 +170,7 @@ def inspect(
             tensors = checkpoint.tensors  # the index may know better
     hf = _read_config(folder, checkpoint)
     config = tensor_report = memory_report = tokenizer = None
+    sources: Mapping[str, Source] = {}
     quantized: dict[str, QuantizedTensor] = {}
     if hf.values:
         with problems.noted():
@@ -177,12 +181,13 @@ def inspect(
                 tensor_report = _tensor_report(tensors, sources, config, family.IGNORED, quantized)
     if config:
         n_bytes = sum(file.n_bytes or 0 for file in files)
-        memory_report = _memory_report(config, n_bytes, n_ctx, max_memory, problems)
+        per_token = KvDtype.of(kv_dtype, embed_dtype(tensors, sources)).bytes_per_token(config)
+        memory_report = _memory_report(config, n_bytes, per_token, n_ctx, max_memory, problems)
     with problems.noted():
         tokenizer = _tokenizer_report(folder)
     with problems.noted():
         if tensor_report and tensor_report.fit and not problems:
-            read_parts(folder, n_ctx=n_ctx, max_memory=max_memory)  # has the last word
+            read_parts(folder, kv_dtype=kv_dtype, n_ctx=n_ctx, max_memory=max_memory)  # has the last word
         elif checkpoint:  # read_parts() would not come so far
             options_of(Reader(checkpoint.generation_config, str(folder / "generation_config.json")))
     model_type = hf.values.get("model_type")
@@ -334,9 +339,13 @@ def _quantization_reports(tensors: Collection[QuantizedTensor]) -> tuple[Quantiz
 
 
 def _memory_report(
-    config: Config, weight_bytes: int, n_ctx: int | None, max_memory: int | str | None, problems: _Problems
+    config: Config,
+    weight_bytes: int,
+    per_token: int,
+    n_ctx: int | None,
+    max_memory: int | str | None,
+    problems: _Problems,
 ) -> MemoryReport:
-    per_token = config.cache_bytes_per_token
     counted = n_ctx or config.max_ctx
     with problems.noted():
         counted = memory.choose_n_ctx(
@@ -350,9 +359,9 @@ def _memory_report(
         n_ctx=counted,
         weight_bytes=weight_bytes,
         cache_bytes_per_token=per_token,
-        cache_bytes=counted * per_token,
-        total_bytes=weight_bytes + counted * per_token,
-        available_bytes=memory.available() if max_memory is None else memory.n_bytes(max_memory),
+        cache_bytes=memory.in_blocks(counted) * per_token,
+        total_bytes=weight_bytes + memory.in_blocks(counted) * per_token,
+        available_bytes=memory.budget(max_memory),
     )
 
 

@@ -5,35 +5,50 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from russet import _core, memory
+from russet import _core, memory, saved_cache
 from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
+from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
-from russet.config import Config, Reader
-from russet.errors import BackendError, ContextFull, UsageError
-from russet.generation import Continuation, Conversation, Piece, TextStream, generate
+from russet.config import Config, Reader, with_window
+from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
+from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
+from russet.kv_dtype import KvDtype
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
+from russet.prefix_cache import TURNED_OFF, PrefixCache
 from russet.quantization import Quantization
 from russet.sampling import make_sampler
+from russet.saved_cache import SavedText
 from russet.tokenizer import Message, Tokenizer
-from russet.weights import Plan, Weights, bind, find_non_finite, needed_bytes, plan_quantization, without_copied_head
+from russet.weights import (
+    Plan,
+    Weights,
+    bind,
+    embed_dtype,
+    find_non_finite,
+    held_bytes,
+    needed_bytes,
+    plan_quantization,
+    without_copied_head,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from russet.backends.cpu import CpuBackend
     from russet.backends.mlx.shard import Team
     from russet.options import GenerateKeywords
 
@@ -57,11 +72,16 @@ def load(
     backend: str = "auto",
     dtype: str | None = None,
     kv_dtype: str | None = None,
+    kv_budget: float = 1.0,
+    kv_window: int | None = None,
+    attention: str = "exact",
     gpu_layers: int | None = None,
+    overlap_prefill: bool = False,
     threads: int | None = None,
     prefill_threads: int | None = None,
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
+    prefix_cache: int | str | None = None,
     quantize: str | Quantization | None = None,
     keep_packed: bool = False,
     shard: str | None = None,
@@ -76,12 +96,26 @@ def load(
         finds the GPU of a Mac, else the CPU, or what RUSSET_BACKEND names
     dtype: "float32", "float16" or "bfloat16": what a GPU keeps activations, keys and values in; by default the type of
         the checkpoint. The CPU computes in float32.
+    kv_dtype: "float32", "float16", "bfloat16" or "int8": what the CPU keeps keys and values in; "int8/int4" is for keys
+        and values apart. By default float16, or float32 where the weights are. A GPU keeps them in its dtype; Metal
+        takes "int8" as well.
+    kv_budget: share of its keys and values that a text keeps on the CPU, those looked at most (arXiv 2410.00161)
+    kv_window: keys that a token sees on the CPU, the newest, beside the first 4 (arXiv 2309.17453); by default all
+    attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
+        Like kv_budget, kv_window and an int8 cache it loses something: docs/cache.md says what, and `russet perplexity
+        --against` measures it.
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
-        the GPU need not have. By default all; 0 is the CPU alone.
+        the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
+        part of the context; by default the context is as long as fits there too.
+    overlap_prefill: with gpu_layers: while the CPU is at one part of a prompt, MLX computes the next. It pays where the
+        two share nothing but memory, which has not been measured yet.
     threads: CPU threads; by default RUSSET_THREADS, else one per physical (performance) core
     prefill_threads: CPU threads for prompts, which are bound by arithmetic and not by memory; by default as many
     n_ctx: tokens the context holds; by default all the model knows, or as many as fit in memory beside it
-    max_memory: bytes, or "8GB": how much weights and context may take, instead of what is free now
+    max_memory: bytes, or "8GB": how much weights and the keys and values of all texts may take, instead of what is free
+        now
+    prefix_cache: bytes, or "1GB", of these for texts that are kept so that prompts that begin alike share them; 0 keeps
+        none; by default a quarter, or one full context where that is more
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
         file is there and fits, it is taken instead of quantising again
@@ -97,21 +131,33 @@ def load(
             raise UsageError("keep_packed: the built-in demo keeps nothing; pass the folder of a model")
         _log.warning("no model given: using the built-in demo, a toy that writes old-fashioned English")
         model = DEMO
+    if overlap_prefill and gpu_layers is None:
+        raise UsageError("overlap_prefill: it is the halves of a model that overlap; say how many gpu_layers")
     device = _open_device(backend, dtype, keep_packed, gpu_layers)
     team = _join(shard, device, gpu_layers)
     parts = read_parts(
         model,
         revision=revision,
         local_files_only=local_files_only,
+        kv_dtype=kv_dtype if kv_dtype is not None or device is None else dtype,
         n_ctx=n_ctx,
         max_memory=max_memory if max_memory is not None or gpu_layers is not None else _device_memory(device),
         quantize=quantize,
         strict=strict,
         n_shards=team.size if team else 1,
     )
+    if device is not None:
+        name = "mlx" if isinstance(device, probe.Mlx) else "metal"
+        KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name, int8=name == "metal")
+        _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
+    elif kv_window is not None:
+        parts = replace(parts, config=with_window(parts.config, kv_window))
     on: Backend
     if shard and team:
-        return _load_shard(parts, shard, team, dtype, max_memory)
+        return _load_shard(parts, shard, team, dtype, max_memory, prefix_cache)
+    if gpu_layers is not None:
+        room = max_memory if max_memory is not None else _device_memory(device)
+        parts = _fitted_to_gpu(parts, gpu_layers, n_ctx, room)
     if device is None:
         from russet.backends.cpu import CpuBackend
 
@@ -123,6 +169,9 @@ def load(
             packed_file=PackedFile(parts.checkpoint, parts.quantization),
             keep_packed=keep_packed,
             kv_dtype=kv_dtype,
+            kv_budget=kv_budget,
+            attention=attention,
+            cache_bytes=parts.cache_bytes,
         )
     elif isinstance(device, probe.Mlx):
         from russet.backends.mlx.backend import MlxBackend
@@ -131,7 +180,7 @@ def load(
         n_layers = parts.config.n_layers
         if gpu_layers is None or gpu_layers == n_layers:
             on = MlxBackend(parts.config, parts.weights, dtype=dtype, max_memory=limit)
-        elif 0 < gpu_layers < n_layers:
+        else:
             from russet.backends.split import SplitBackend
 
             on = SplitBackend(
@@ -142,20 +191,25 @@ def load(
                 max_memory=limit,
                 threads=threads,
                 prefill_threads=prefill_threads,
+                overlap_prefill=overlap_prefill,
             )
-        else:
-            raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
     else:
         from russet.backends.metal import MetalBackend
 
-        on = MetalBackend(parts.config, parts.weights, device, dtype=dtype)
+        on = MetalBackend(
+            parts.config, parts.weights, device, dtype=dtype, kv_dtype=kv_dtype, cache_bytes=parts.cache_bytes
+        )
+        parts = _fitted_to_pool(parts, on.pool, n_ctx)
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
         backend=on,
         n_ctx=parts.n_ctx,
+        cache_bytes_per_token=parts.cache_bytes_per_token,
+        prefix_cache_bytes=_prefix_cache_bytes(prefix_cache, parts.cache_bytes, parts),
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
+        quantization=parts.quantization,
     )
 
 
@@ -167,6 +221,8 @@ class Parts:
     weights: Weights
     tokenizer: Tokenizer
     n_ctx: int
+    cache_bytes_per_token: int  #: of keys and values
+    cache_bytes: int  #: that all caches may take together
     defaults: GenerateOptions
     checkpoint: Checkpoint
     quantization: Quantization | None
@@ -177,6 +233,7 @@ def read_parts(
     *,
     revision: str | None = None,
     local_files_only: bool = False,
+    kv_dtype: str | None = None,
     n_ctx: int | None = None,
     max_memory: int | str | None = None,
     quantize: str | Quantization | None = None,
@@ -203,13 +260,16 @@ def read_parts(
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             _log.warning("quantize: %s%s stays float: its inputs make no groups of 32", left[0], more)
+    bytes_per_token = KvDtype.of(kv_dtype, embed_dtype(checkpoint.tensors, sources)).bytes_per_token(config)
+    may_use = memory.budget(max_memory)
     n_ctx = memory.choose_n_ctx(
         weight_bytes=weight_bytes // n_shards,
-        bytes_per_token=config.cache_bytes_per_token // n_shards,
+        bytes_per_token=bytes_per_token // n_shards,
         max_ctx=config.max_ctx,
         n_ctx=n_ctx,
         max_memory=max_memory,
     )
+    cache_bytes = max(may_use - weight_bytes // n_shards, memory.in_blocks(n_ctx) * bytes_per_token // n_shards)
     if not config.ropes and n_ctx > config.max_ctx:
         raise UsageError(f"n_ctx: this model learned {config.max_ctx} positions, got {n_ctx}")
     weights = bind(checkpoint.tensors, sources, config, plan=plan, ignored=family.IGNORED, strict=strict)
@@ -220,10 +280,19 @@ def read_parts(
         weights=weights,
         tokenizer=tokenizer,
         n_ctx=n_ctx,
+        cache_bytes_per_token=bytes_per_token,
+        cache_bytes=cache_bytes,
         defaults=defaults,
         checkpoint=checkpoint,
         quantization=quantization,
     )
+
+
+def _prefix_cache_bytes(said: int | str | None, cache_bytes: int, parts: Parts) -> int:
+    """Bytes that kept texts may take of all that caches may."""
+    if said is None:
+        return max(cache_bytes // 4, memory.in_blocks(parts.n_ctx) * parts.cache_bytes_per_token)
+    return 0 if str(said) == "0" else memory.n_bytes(said, "prefix_cache")
 
 
 def _open_device(
@@ -244,6 +313,8 @@ def _open_device(
         if dtype not in (None, "float32"):
             raise UsageError(f"dtype: the CPU computes in float32, got {dtype!r}; take backend='metal' for others")
         return None
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
     if keep_packed:
         raise UsageError("keep_packed: a layout of the CPU's; for a GPU quantise once with `russet quantize`")
     if backend == "mlx":
@@ -251,6 +322,13 @@ def _open_device(
     from russet.backends.metal import open_device
 
     return open_device(simulated=backend == "metal-sim")
+
+
+def _refuse_lossy(backend: str, **options: tuple[object, object]) -> None:
+    """options: name -> what is asked for, and what leaves it off. Raises UsageError where one is not off."""
+    for name, (said, off) in options.items():
+        if said != off:
+            raise UsageError(f"{name}: the CPU alone has it, got {name}={said!r} with backend={backend!r}")
 
 
 def _join(shard: str | None, device: _core.MetalDevice | probe.Mlx | None, gpu_layers: int | None) -> Team | None:
@@ -268,14 +346,21 @@ def _join(shard: str | None, device: _core.MetalDevice | probe.Mlx | None, gpu_l
     return team()
 
 
-def _load_shard(parts: Parts, kind: str, team: Team, dtype: str | None, max_memory: int | str | None) -> Model:
+def _load_shard(
+    parts: Parts,
+    kind: str,
+    team: Team,
+    dtype: str | None,
+    max_memory: int | str | None,
+    prefix_cache: int | str | None,
+) -> Model:
     """The rest of load() on one rank of several, once all are sure to have the same model."""
     from russet import __version__
     from russet.backends.mlx.backend import MlxBackend
     from russet.backends.mlx.shard import sample, shard_of
 
     team.check_alike("versions of russet or MLX", (__version__, probe.find().version))
-    team.check_alike("options", (kind, dtype, parts.quantization))
+    team.check_alike("options", (kind, dtype, parts.quantization, prefix_cache))
     team.check_alike("settings in its checkpoint", (parts.config, parts.defaults))
     team.check_alike("weights in its checkpoint", sample(parts.weights))
     dtype = next(name for name, short in DTYPES.items() if short == chosen_dtype(dtype, parts.weights))
@@ -286,8 +371,11 @@ def _load_shard(parts: Parts, kind: str, team: Team, dtype: str | None, max_memo
         tokenizer=parts.tokenizer,
         backend=MlxBackend(shard.config, shard.weights, dtype=dtype, max_memory=limit, shard=shard),
         n_ctx=team.least(parts.n_ctx),
+        cache_bytes_per_token=parts.cache_bytes_per_token,
+        prefix_cache_bytes=_prefix_cache_bytes(prefix_cache, team.size * team.least(parts.cache_bytes), parts),
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
+        quantization=parts.quantization,
         rank=team.rank,
         new_seed=team.new_seed,
     )
@@ -301,6 +389,45 @@ def _device_memory(device: _core.MetalDevice | probe.Mlx | None) -> int | None:
     return min(working_set, memory.available()) if working_set else None
 
 
+def _fitted_to_gpu(parts: Parts, gpu_layers: int, n_ctx: int | None, room: int | str | None) -> Parts:
+    """The parts with a context that fits the GPU beside its layers, where n_ctx is not given.
+
+    room: bytes that the GPU can hold; None: it does not say. Raises NotEnoughMemory, with the sum, and UsageError.
+    """
+    n_layers = parts.config.n_layers
+    if not 0 <= gpu_layers <= n_layers:
+        raise UsageError(f"gpu_layers: expected 0 to {n_layers}, all layers of this model, got {gpu_layers}")
+    if gpu_layers == 0 or room is None:
+        return parts
+    _, weights = part_of(parts.config, parts.weights, 0, gpu_layers)
+    n_ctx = memory.choose_n_ctx(
+        weight_bytes=held_bytes(weights),
+        bytes_per_token=parts.cache_bytes_per_token * gpu_layers // n_layers,
+        max_ctx=parts.n_ctx,
+        n_ctx=n_ctx,
+        max_memory=room,
+        part=f"gpu_layers={gpu_layers}: on the GPU, ",
+        way_out="load with fewer gpu_layers or a smaller n_ctx",
+    )
+    return replace(parts, n_ctx=n_ctx)
+
+
+def _fitted_to_pool(parts: Parts, pool: _core.BlockPool, n_ctx: int | None) -> Parts:
+    """The parts with a context that fits the pool, which a GPU may see less of than memory has room for.
+
+    Raises NotEnoughMemory, with the sum, where n_ctx is given and does not fit.
+    """
+    n_bytes = pool.info["n_blocks"] * pool.info["block_bytes"]
+    n_tokens = n_bytes // (parts.cache_bytes_per_token * _core.BLOCK_TOKENS) * _core.BLOCK_TOKENS
+    if memory.in_blocks(parts.n_ctx) > n_tokens and n_ctx is not None:
+        needed = memory.in_blocks(n_ctx) * parts.cache_bytes_per_token
+        raise NotEnoughMemory(
+            f"cache {memory.gb(needed)} for {n_ctx:,} tokens, but the GPU sees {memory.gb(n_bytes)} in one piece; "
+            "load with a smaller n_ctx or kv_dtype='int8'"
+        )
+    return replace(parts, n_ctx=min(parts.n_ctx, n_tokens), cache_bytes=min(parts.cache_bytes, n_bytes))
+
+
 class Model:
     """A language model. Threads may share it: each running generation has a cache of its own."""
 
@@ -311,8 +438,11 @@ class Model:
         tokenizer: Tokenizer,
         backend: Backend,
         n_ctx: int,
+        cache_bytes_per_token: int,
+        prefix_cache_bytes: int,
         defaults: GenerateOptions,
         checkpoint: Checkpoint,
+        quantization: Quantization | None = None,
         rank: int = 0,
         new_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
@@ -320,38 +450,60 @@ class Model:
         self.tokenizer = tokenizer
         self.backend = backend
         self.n_ctx = n_ctx  #: tokens a conversation can hold
+        self.cache_bytes_per_token = cache_bytes_per_token  #: of keys and values
         self.defaults = defaults  #: options from generation_config.json
         self.checkpoint = checkpoint
+        self.quantization = quantization  #: how its weights were quantised while they were loaded
         self.rank = rank  #: of this process among those that share the model; 0 where it is alone
         self._new_seed = new_seed
-        self._idle: list[Conversation] = []  # at most one: the last that ended, kept for its cache
-        self._lock = threading.Lock()
+        self._texts = PrefixCache(
+            partial(backend.session, n_ctx),
+            config.ropes,
+            bytes_per_token=cache_bytes_per_token,
+            block_tokens=backend.block_tokens,
+            budget=prefix_cache_bytes,
+        )
+        texts = weakref.ref(self._texts)  # they hold sessions, and these the backend
+        backend.when_full(lambda: (kept := texts()) is not None and kept.drop_oldest())
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> Model:
         """The same as russet.load()."""
         return load(model, **options)
 
-    def generate(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> str:
+    def generate(self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]) -> str:
         """Continue a prompt; return the new text. Options are those of GenerateOptions.
 
         prompt: text as it is, token ids, or a list of messages for the chat template
+        progress: called with (prompt tokens done, prompt tokens in all) between chunks of a long prompt
 
-        Raises UsageError, ContextFull, TemplateError, NumericalError.
+        Raises UsageError, ContextFull, NotEnoughMemory, TemplateError, NumericalError, and what `progress` raises. The
+        model stays usable, and what was computed of the prompt is kept for the next.
         """
-        return "".join(piece.text for piece in self.stream(prompt, **options))
+        return "".join(piece.text for piece in self.stream(prompt, progress=progress, **options))
 
-    def generate_tokens(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> list[int]:
+    def generate_tokens(
+        self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]
+    ) -> list[int]:
         """Continue a prompt; return the new token ids, the end-of-text token included where one came."""
-        return [piece.token for piece in self.stream(prompt, **options) if piece.token is not None]
+        pieces = self.stream(prompt, progress=progress, **options)
+        return [piece.token for piece in pieces if piece.token is not None]
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[GenerateKeywords]) -> str:
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> str:
         """Answer a message, or a list of them, through the model's chat template."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.generate(messages, **options)
+        return self.generate(messages, progress=progress, **options)
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateKeywords]) -> Generator[Piece]:
+    def stream(
+        self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]
+    ) -> Generator[Piece]:
         """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
 
         Bad input is refused here, before the first piece is asked for. Raises as generate() does.
@@ -366,21 +518,40 @@ class Model:
         else:
             detokenizer = Continuation(self.tokenizer, ids)
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
-        return self._stream(ids, chosen, sampler, detokenizer)
+        return self._stream(ids, chosen, sampler, detokenizer, progress or (lambda done, total: None))
 
     def _stream(
-        self, ids: list[int], options: GenerateOptions, sampler: _core.Sampler, detokenizer: TextStream
+        self,
+        ids: list[int],
+        options: GenerateOptions,
+        sampler: _core.Sampler,
+        detokenizer: TextStream,
+        progress: Progress,
     ) -> Generator[Piece]:
-        with self._conversation() as conversation:
+        miss: str | None = TURNED_OFF
+        conversation = Conversation(self.session(), self.config)
+        if options.use_cache:
+            conversation, miss = self._begin(ids)
+        try:
             yield from generate(
                 conversation,
                 ids,
                 options,
                 sampler=sampler,
+                miss=miss,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
+                progress=progress,
             )
+        finally:
+            conversation.keep()
+
+    def _begin(self, ids: Sequence[int]) -> tuple[Conversation, str | None]:
+        """One that holds what is known of a prompt, and why not all but its last token."""
+        session, miss = self._texts.take(ids)
+        known = ids[: session.n_tokens]
+        return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts), miss
 
     def _damage(self) -> str | None:
         damaged = find_non_finite(self.checkpoint.tensors)
@@ -391,9 +562,7 @@ class Model:
     def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
         """Logits after each token: float32 [n_tokens, vocab_size]."""
         ids = self._prompt_ids(tokens)
-        with self._conversation() as conversation:
-            conversation.rewind(0)
-            return conversation.append(ids, all_logits=True)
+        return Conversation(self.session(), self.config).append(ids, all_logits=True)
 
     def score(self, text: Prompt) -> list[float]:
         """Natural-log probability of each token but the first, given those before it."""
@@ -414,27 +583,91 @@ class Model:
         return self.backend.weight_bytes
 
     def clear_cache(self) -> None:
-        """Forget the last conversation, and give its memory back."""
-        with self._lock:
-            self._idle.clear()
+        """Forget the texts that were kept, and give their memory back."""
+        self._texts.clear()
 
     def cache_bytes(self) -> int:
-        """Bytes of keys and values kept from the last conversation."""
-        with self._lock:
-            return sum(c.session.cache_bytes() for c in self._idle)
+        """Bytes of keys and values held now, by running generations and by the texts that are kept."""
+        return self.cache_info()["bytes"]
 
-    @contextmanager
-    def _conversation(self) -> Iterator[Conversation]:
-        """The kept conversation, or a new one while that is in use."""
-        with self._lock:
-            conversation = self._idle.pop() if self._idle else None
-        if conversation is None:
-            conversation = Conversation(self.session(), self.config)
-        try:
-            yield conversation
-        finally:
-            with self._lock:
-                self._idle[:] = [conversation]
+    def cache_info(self) -> dict[str, int]:
+        """What the cache holds and has done.
+
+        bytes, peak_bytes, budget_bytes: of keys and values now, at most so far, and at most ever. MLX has no bound of
+            its own: there they count the kept texts alone
+        block_bytes, n_blocks: of what these are made, and how many are in use; 0 on MLX
+        n_texts, text_bytes, text_budget_bytes: texts kept for prompts that begin alike
+        n_hits, n_misses, n_tokens_reused: of prompts so far, and the tokens they did not have to compute
+        """
+        texts = self._texts
+        text_bytes = texts.bytes()
+        pool: _core.BlockPool | None = getattr(self.backend, "pool", None)
+        if pool is None:
+            held = {"bytes": text_bytes, "peak_bytes": texts.peak_bytes, "budget_bytes": texts.budget}
+            held |= {"block_bytes": 0, "n_blocks": 0}
+        else:
+            info = pool.info
+            counts = {"bytes": info["n_in_use"], "peak_bytes": info["n_peak"], "budget_bytes": info["n_blocks"]}
+            held = {name: n * info["block_bytes"] for name, n in counts.items()}
+            held |= {"block_bytes": info["block_bytes"], "n_blocks": info["n_in_use"]}
+        return held | {
+            "n_texts": texts.n_texts,
+            "text_bytes": text_bytes,
+            "text_budget_bytes": texts.budget,
+            "n_hits": texts.n_hits,
+            "n_misses": texts.n_misses,
+            "n_tokens_reused": texts.n_tokens_reused,
+        }
+
+    def save_cache(self, path: str | os.PathLike[str], prompt: Prompt | None = None) -> None:
+        """Write the texts that are kept to a file, with their keys and values, for load_cache() of another process.
+
+        prompt: this one instead, computed as far as it is not known
+
+        Raises UsageError where there is no text, BackendError on a backend other than the CPU, CheckpointError where
+        the file cannot be written, and as generate() does.
+        """
+        on = self._savable("save_cache")
+        texts = self._texts.texts()
+        if prompt is not None:
+            ids = self._prompt_ids(prompt)
+            conversation, _ = self._begin(ids)
+            conversation.append(ids[len(conversation.tokens) :])
+            conversation.keep()
+            texts = [(ids, conversation.session, conversation.rotated or "")]
+        if not texts or not texts[0][2]:
+            why = "a dynamic rope rotates keys for one length alone" if texts else "no text is kept"
+            raise UsageError(f"save_cache: {why}; generate one first, or pass a shorter prompt")
+        saved = [SavedText(tokens, session.cache, rotated) for tokens, session, rotated in texts]  # type: ignore[attr-defined]
+        saved_cache.save(Path(path), self._identity(on), on.pool, self.config, saved)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> None:
+        """Keep the texts of a file that save_cache() wrote, as far as the budget allows; where it raises, none of them.
+
+        Raises CheckpointError where the file is damaged or, with the field's name, of another model, tokenizer, rope,
+        quantisation or kv_dtype; NotEnoughMemory; ContextFull; UsageError with prefix_cache=0; BackendError as
+        save_cache() does.
+        """
+        on = self._savable("load_cache")
+        if not self._texts.budget:
+            raise UsageError("load_cache: prefix_cache=0 keeps no texts; load the model with more")
+        file = saved_cache.read(Path(path), self._identity(on), on.pool.info["block_bytes"], self.config, self.n_ctx)
+        for tokens, session, rotated in on.restore(file, self.n_ctx):
+            self._texts.put(tokens, session, rotated)
+
+    def _savable(self, what: str) -> CpuBackend:
+        from russet.backends.cpu import CpuBackend
+
+        if isinstance(self.backend, CpuBackend) and self.backend.kv_budget < 1:
+            raise UsageError(f"{what}: with kv_budget={self.backend.kv_budget} texts have holes; take 1")
+        if not isinstance(self.backend, CpuBackend):
+            raise BackendError(
+                f"{what}: only the CPU's cache can be saved, not {self.backend.name}'s; use backend='cpu'"
+            )
+        return self.backend
+
+    def _identity(self, on: CpuBackend) -> dict[str, str]:
+        return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

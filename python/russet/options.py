@@ -52,6 +52,8 @@ class GenerateKeywords(TypedDict, total=False):
     stop: str | Sequence[str]
     ignore_eos: bool
     use_cache: bool
+    context_overflow: str
+    n_sinks: int
     temp: float  #: the same as temperature
     max_new_tokens: int | None  #: the same as max_tokens
     min_new_tokens: int  #: the same as min_tokens
@@ -108,6 +110,8 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()  #: texts that end generation; they are not part of the result
     ignore_eos: bool = False  #: go on after the model's end-of-text token
     use_cache: bool = True  #: keep keys and values; without, every step computes the whole text again
+    context_overflow: str = "error"  #: a full context ends the text; "shift": it goes on, see docs/cache.md
+    n_sinks: int = 4  #: tokens at the text's beginning that a shift keeps
 
     def __post_init__(self) -> None:
         def need(ok: bool, field: str, expected: str) -> None:
@@ -142,6 +146,8 @@ class GenerateOptions:
         self._check_samplers()
         if self.seed is not None:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
+        need(self.context_overflow in ("error", "shift"), "context_overflow", "'error' or 'shift'")
+        need(_is_int(self.n_sinks) and self.n_sinks >= 0, "n_sinks", "an integer from 0 on")
         for field in ("ignore_eos", "use_cache", "logprobs"):
             need(isinstance(getattr(self, field), bool), field, "True or False")
         if self.top_logprobs:

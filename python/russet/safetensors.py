@@ -22,7 +22,7 @@ import mmap
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,27 @@ class Tensor:
 
         A view of the map; a copy only where the file keeps the tensor off its natural alignment.
         """
-        array = self.data.view(NUMPY_DTYPES[self.dtype])
-        if not array.flags.aligned:
-            array = array.copy()
-            array.flags.writeable = False
+        return aligned(self.view())
+
+    def view(self) -> np.ndarray:
+        """The same, but a view of the map wherever it begins: not always aligned."""
+        array: np.ndarray = self.data.view(NUMPY_DTYPES[self.dtype])
         try:
             return array.reshape(self.shape)
         except ValueError as error:  # more than 64 dimensions, or a vast one in a tensor of no elements
             where = f"{self.file}: {_show(self.name)}"
             raise _damaged(where, "a shape that numpy can have", self.shape) from error
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array, or a read-only copy where it lies off its natural alignment; the map's pages are then given back."""
+    if array.flags.aligned:
+        return array
+    owner = array.copy()
+    owner.flags.writeable = False
+    release_pages(array)
+    copy: np.ndarray = owner.view()  # which cannot be made writeable again
+    return copy
 
 
 def widened(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -320,11 +332,19 @@ class Writer:
 
     def write(self, name: str, array: np.ndarray) -> None:
         """The bytes of one of the tensors."""
+        self.write_parts(name, [array])
+
+    def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+        """The same, some rows after the others."""
         begin, end = self._offsets.pop(name)
-        if array.nbytes != end - begin:
-            raise ValueError(f"{name}: expected {end - begin} bytes, got {array.nbytes}")
         self._file.seek(self._begin + begin)
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        n_bytes = 0
+        for array in parts:
+            n_bytes += array.nbytes
+            if n_bytes <= end - begin:
+                self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if n_bytes != end - begin:
+            raise ValueError(f"{name}: expected {end - begin} bytes, got {n_bytes}")
 
     def close(self) -> None:
         """Raises ValueError where a tensor never came."""

@@ -21,7 +21,7 @@ from russet.hub import TEXT_FILES
 from russet.memory import gb
 from russet.models import family_of
 from russet.quantization import Quantization, TensorError, error_of, quantize_matrix
-from russet.safetensors import INDEX_NAME, Tensor, Writer, release_pages
+from russet.safetensors import INDEX_NAME, Tensor, Writer, aligned, release_pages
 from russet.weights import (
     Source,
     bind,
@@ -165,7 +165,7 @@ class _Job:
 
     def _write(self, writer: Writer, tensor: Tensor) -> None:
         name, how = self.name_of(tensor), self.plan.get(tensor.name)
-        floats = floats_of(tensor, self.sources[tensor.name].of(tensor).whole())
+        floats = aligned(floats_of(tensor, self.sources[tensor.name].of(tensor).whole()))
         error = None
         if how is None:
             writer.write(name, floats)

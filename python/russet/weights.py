@@ -17,7 +17,7 @@ import numpy as np
 from russet.config import Config
 from russet.errors import UsageError, WeightsError
 from russet.quantization import BITS, GROUP_SIZES, Quantization, QuantizedTensor, quantize_matrix
-from russet.safetensors import Tensor, release_pages, widened
+from russet.safetensors import Tensor, aligned, release_pages, widened
 
 DTYPES = ("f32", "f16", "bf16")
 
@@ -50,6 +50,15 @@ class Source:
         return self
 
 
+def embed_dtype(tensors: Mapping[str, Tensor], sources: Mapping[str, Source]) -> str:
+    """f32, f16 or bf16: what a checkpoint keeps its embedding in, or the embedding's scales; f32 where it has none."""
+    for name in sources["embed.w"].names if "embed.w" in sources else ():
+        for part in (*group_names(name), name):
+            if part in tensors:
+                return tensors[part].dtype
+    return "f32"
+
+
 #: tensor name -> how a matrix is to be quantised; None: it stays float
 Plan = Mapping[str, Quantization | None]
 
@@ -66,13 +75,14 @@ class ToQuantize:
 
     def quantize(self, n_threads: int = 1) -> QuantizedTensor:
         """Raises WeightsError, with the tensor's name, on NaN and infinity."""
-        floats = floats_of(self.tensor, self.source)
+        floats = aligned(floats_of(self.tensor, self.source))
         quantized = quantize_matrix(floats, self.tensor.dtype, self.how, name=self.tensor.name, n_threads=n_threads)
         release_pages(self.tensor.data)
         return quantized
 
 
 #: (array, dtype): a matrix as stored (bf16 as uint16), or a vector widened to float32. Or a matrix in affine groups.
+#: Views of the file, which MLX writes without regard to alignment: a backend copies such one by one (see aligned()).
 Weight = tuple[np.ndarray[Any, Any], str] | QuantizedTensor | ToQuantize
 
 Weights = dict[str, Weight]  #: by role
@@ -186,7 +196,7 @@ def _take(tensor: Tensor, source: Source) -> tuple[np.ndarray[Any, Any], str]:
 
 def floats_of(tensor: Tensor, source: Source) -> np.ndarray[Any, Any]:
     """The source's part of the tensor, outputs by inputs and contiguous: a view wherever it can be."""
-    array = tensor.numpy()
+    array = tensor.view()
     if source.transposed and array.ndim == 2:
         array = array.T
     if source.rows is not None:
@@ -229,7 +239,7 @@ def _quantized(tensors: Mapping[str, Tensor], codes: Tensor, source: Source, sha
             f"{codes.name}: expected [{n_rows}, {n_cols}] in 8 or 4 bits and groups of 32, 64 or 128, got codes "
             f"{list(codes.shape)}, scales {list(scales.shape)}, biases {list(biases.shape)}"
         )
-    quantized = QuantizedTensor(codes.numpy(), scales.numpy(), biases.numpy(), scales.dtype, int(bits), int(group_size))
+    quantized = QuantizedTensor(codes.view(), scales.view(), biases.view(), scales.dtype, int(bits), int(group_size))
     return quantized if source.rows is None else quantized.rows(source.rows)
 
 
@@ -274,7 +284,24 @@ def _needed_bytes(tensor: Tensor, how: Quantization | None) -> int:
     n_weights = math.prod(tensor.shape)
     if how is None or n_weights == 0:
         return tensor.nbytes
-    return n_weights * how.bits // 8 + 2 * (n_weights // how.group_size) * (tensor.nbytes // n_weights)
+    return _quantized_bytes(n_weights, how, tensor)
+
+
+def _quantized_bytes(n_weights: int, how: Quantization, tensor: Tensor) -> int:
+    """Of so many of a tensor's weights."""
+    item_bytes = tensor.nbytes // math.prod(tensor.shape)
+    return n_weights * how.bits // 8 + 2 * (n_weights // how.group_size) * item_bytes
+
+
+def held_bytes(weights: Weights) -> int:
+    """Bytes of these weights in memory, once those are quantised that wait for it."""
+    return sum(_held_bytes(weight) for weight in weights.values())
+
+
+def _held_bytes(weight: Weight) -> int:
+    if isinstance(weight, ToQuantize):
+        return _quantized_bytes(weight.n_rows * weight.n_cols, weight.how, weight.tensor)
+    return weight.n_bytes if isinstance(weight, QuantizedTensor) else weight[0].nbytes
 
 
 def without_copied_head(

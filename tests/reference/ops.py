@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -42,19 +43,26 @@ def attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    pos: list[int],
+    pos: Sequence[int],
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    n_sinks: int = 0,
+    absent: Collection[int] = (),
 ) -> np.ndarray:
-    """q [n_queries, head_dim], k and v [n_keys, head_dim]; query i sees the last `window` keys to pos[i]."""
+    """q [n_queries, head_dim], k and v [n_keys, head_dim]; query i sees the last `window` keys to pos[i].
+
+    And the first n_sinks; but none of blocks of 64 keys that are `absent`. One that sees no key gives zeros.
+    """
     scores = scale * matmul(q, k)
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
-    behind = np.asarray(pos)[:, None] - np.arange(len(k))
-    scores[(behind < 0) | ((window > 0) & (behind >= window))] = -np.inf
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True) @ v.astype(np.float64)
+    key = np.arange(len(k))
+    behind = np.asarray(pos)[:, None] - key
+    hidden = (behind < 0) | ((window > 0) & (behind >= window) & (key >= n_sinks)) | np.isin(key // 64, list(absent))
+    weights = np.where(hidden, 0.0, np.exp(scores - scores.max(axis=1, keepdims=True, where=~hidden, initial=-1e300)))
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total == 0, 1, total) @ v.astype(np.float64)
 
 
 def gate(activation: str, x: np.ndarray, up: np.ndarray | None = None) -> np.ndarray:

@@ -4,8 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "backends/cpu/attention_work.h"
 #include "core/check.h"
-#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_mass.h"
 #include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
@@ -36,10 +37,11 @@ static int checked(int n_threads) {
   return n_threads;
 }
 
-CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads)
+CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads, AttentionKind attention)
     : config_(config),
       n_decode_threads_(checked(n_threads)),
       n_prefill_threads_(checked(n_prefill_threads)),
+      attend_(attention_of(attention)),
       rooms_(size_t(n_decode_threads_)) {}
 
 static size_t q_dim(const Config& c) {
@@ -54,7 +56,7 @@ static int widest_input(const Config& c) {
 
 // Each thread's scratch: what the products need for themselves, then a block of results.
 static_assert(kQmatmulScratchBytes <= kMatmulScratchFloats * sizeof(float) &&
-              kUnpackedFloats <= kMatmulScratchFloats);
+              kUnpackedFloats <= kMatmulScratchFloats && kAttentionScratchFloats <= kMatmulScratchFloats);
 static size_t scratch_floats(int n_tokens) {
   return kMatmulScratchFloats + size_t(n_tokens) * kBlockRows;
 }
@@ -260,15 +262,8 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
 
 // ---- positions ----
 
-void CpuOps::choose_places(const Batch& batch) {
-  segment_of_.resize(size_t(batch.n_tokens()));
-  for (size_t s = 0; s < batch.segments.size(); ++s)
-    std::fill_n(segment_of_.begin() + batch.segments[s].begin, batch.segments[s].n_tokens, int(s));
-  places_.choose(config_, batch);
-}
-
 void CpuOps::embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) {
-  choose_places(batch);
+  places_.choose(config_, batch);
   const size_t dim = size_t(config_.dim);
   if (batch.x) {
     std::copy_n(batch.x, batch.tokens.size() * dim, x);
@@ -313,53 +308,71 @@ void CpuOps::rope_store(const Batch& batch, int layer, const LayerWeights& w, vo
   parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(batch.n_tokens());
     for (int t = begin; t < end; ++t) one_token(size_t(t));
-  });
-  parallel(batch.n_tokens() <= kSerialTokens ? 1 : n_threads_, [&](Share share) {
-    const auto [begin, end] = share.of(config_.n_kv_heads);
     for (const Segment& s : batch.segments)
-      for (int h = begin; h < end; ++h) store_head(s, layer, h, k, v);
+      store(s, layer, std::max(s.begin, begin), std::min(s.begin + s.n_tokens, end), k, v);
   });
 }
 
-// Keys and values of one head of a segment's tokens, block by block.
-void CpuOps::store_head(const Segment& s, int layer, int head, const float* k, const float* v) const {
-  for (int t = 0; t < s.n_tokens;) {
-    const int pos = s.pos + t, slot = pos % kBlockTokens, n = std::min(kBlockTokens - slot, s.n_tokens - t);
-    const size_t at = size_t(s.begin + t) * kv_dim(config_) + size_t(head) * size_t(config_.head_dim);
-    kv_store({k + at, v + at, kv_dim(config_), n, slot, s.cache->block(layer, head, pos),
-              s.cache->pool().format()});
-    t += n;
+// Keys and values of a segment's tokens [begin, end), which count from the batch's first, block by block.
+void CpuOps::store(const Segment& s, int layer, int begin, int end, const float* k, const float* v) const {
+  for (int t = begin, n; t < end; t += n) {
+    const int pos = s.pos + t - s.begin, slot = pos % kBlockTokens;
+    n = std::min(kBlockTokens - slot, end - t);
+    for (int head = 0; head < config_.n_kv_heads; ++head) {
+      const size_t at = size_t(t) * kv_dim(config_) + size_t(head) * size_t(config_.head_dim);
+      kv_store({k + at, v + at, kv_dim(config_), n, slot, s.cache->block(layer, head, pos),
+                s.cache->pool().format()});
+    }
   }
 }
 
-// Work is dealt in units of tokens and query heads of one key-value head, at most kAttentionRows of both.
-void CpuOps::attention(const Batch& batch, int layer, const void* q_, void* out_) {
-  const float* q = floats(q_);
-  float* out = floats(out_);
-  const int group = config_.n_heads / config_.n_kv_heads;
-  const int n_heads = std::min<int>(group, kAttentionRows), n_tokens = kAttentionRows / n_heads;
-  struct Unit {
-    const Segment* segment;
-    int head, end_head, token, end_token;
-  };
-  std::vector<Unit> units;
+// Each is for tokens and query heads of one key-value head, at most kAttentionRows of both.
+static std::vector<AttentionArgs> attention_calls(const Config& c, const Batch& batch, int layer,
+                                                  const float* q, float* out) {
+  const int group = c.n_heads / c.n_kv_heads;
+  const int most_heads = std::min<int>(group, kAttentionRows), most_tokens = kAttentionRows / most_heads;
+  std::vector<AttentionArgs> calls;
+  for (const Segment& s : batch.segments) {
+    const BlockPool& pool = s.cache->pool();
+    for (int kv_head = 0; kv_head < c.n_kv_heads; ++kv_head)
+      for (int head = kv_head * group, end = head + group; head < end; head += most_heads)
+        for (int t = 0; t < s.n_tokens; t += most_tokens) {
+          const size_t at = size_t(s.begin + t) * q_dim(c) + size_t(head) * size_t(c.head_dim);
+          calls.push_back({q + at, out + at, q_dim(c), std::min(most_tokens, s.n_tokens - t),
+                           std::min(most_heads, end - head), s.pos + t, s.cache->table(layer, kv_head),
+                           pool.data(), pool.format(), c.layer_window[size_t(layer)], c.n_sinks,
+                           c.attention_scale, c.attention_softcap, nullptr});
+        }
+  }
+  return calls;
+}
+
+void CpuOps::attention(const Batch& batch, int layer, const void* q, void* out) {
+  AttentionWork work(attend_, attention_calls(config_, batch, layer, floats(q), floats(out)), n_threads_);
+  partials_.reserve(work.n_partial_floats() * sizeof(float));
+  parallel(n_threads_, [&](Share share) { work.run(matmul_scratch(share), partials_.floats()); });
   for (const Segment& s : batch.segments)
-    for (int end = group; end <= config_.n_heads; end += group)
-      for (int head = end - group; head < end; head += n_heads)
-        for (int t = 0; t < s.n_tokens; t += n_tokens)
-          units.push_back({&s, head, std::min(head + n_heads, end), t, std::min(t + n_tokens, s.n_tokens)});
+    if (s.cache->masses()) observe(s, layer, floats(q));
+}
+
+// Counts what the last tokens of a pass look at, of passes of one token every few, in a cache that is to
+// shrink.
+void CpuOps::observe(const Segment& s, int layer, const float* q) {
+  static constexpr int kObserved = 16, kEvery = 8;
+  const int end = s.pos + s.n_tokens;
+  if (s.n_tokens == 1 && s.pos % kEvery) return;
+  const int n = std::min(kObserved, s.n_tokens), group = config_.n_heads / config_.n_kv_heads;
+  const size_t n_floats = attention_mass_scratch(n * group, end, config_.head_dim);
+  observed_.reserve(size_t(n_threads_) * n_floats * sizeof(float));
   parallel(n_threads_, [&](Share share) {
-    const auto [begin, end] = share.of(int(units.size()));
-    for (int u = begin; u < end; ++u) {
-      const Unit& unit = units[size_t(u)];
-      const Segment& s = *unit.segment;
+    const auto [begin, stop] = share.of(config_.n_kv_heads);
+    for (int head = begin; head < stop; ++head) {
       const size_t at =
-          size_t(s.begin + unit.token) * q_dim(config_) + size_t(unit.head) * size_t(config_.head_dim);
-      const BlockPool& pool = s.cache->pool();
-      russet::attention(
-          {q + at, out + at, q_dim(config_), unit.end_token - unit.token, unit.end_head - unit.head,
-           s.pos + unit.token, s.cache->table(layer, unit.head / group), pool.data(), pool.format(),
-           config_.layer_window[size_t(layer)], 0, config_.attention_scale, config_.attention_softcap});
+          size_t(s.begin + s.n_tokens - n) * q_dim(config_) + size_t(head * group) * size_t(config_.head_dim);
+      attention_mass({q + at, q_dim(config_), n, group, end - n, s.cache->table(layer, head),
+                      s.cache->pool().data(), s.cache->pool().format(), config_.layer_window[size_t(layer)],
+                      config_.n_sinks, config_.attention_scale, config_.attention_softcap,
+                      s.cache->mass(layer, head), observed_.floats() + size_t(share.thread) * n_floats});
     }
   });
 }

@@ -7,6 +7,7 @@
 #include "backends/ops.h"
 #include "core/buffer.h"
 #include "core/parallel.h"
+#include "kernels/attention/attention_int8.h"
 #include "model/places.h"
 
 namespace russet {
@@ -15,7 +16,8 @@ class CpuOps : public Ops {
  public:
   // Few tokens, as in decode, are bound by memory, many by arithmetic: each has a number of threads of its
   // own.
-  CpuOps(const Config& config, int n_threads, int n_prefill_threads);
+  CpuOps(const Config& config, int n_threads, int n_prefill_threads,
+         AttentionKind attention = AttentionKind::exact);
 
   Activations activations(int n_tokens) override;
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
@@ -39,19 +41,21 @@ class CpuOps : public Ops {
   Input input_once(const NormWeights& norm, const float* x, int n_tokens, const Forms& forms);
   void apply_norm(const NormWeights& norm, const float* x, int n_tokens, float* y) const;
   void reserve(int n_tokens);
-  void store_head(const Segment& s, int layer, int head, const float* k, const float* v) const;
+  void store(const Segment& s, int layer, int begin, int end, const float* k, const float* v) const;
+  void observe(const Segment& s, int layer, const float* q);
   float* matmul_scratch(Share share) const;
   float* block_scratch(Share share) const;
-  void choose_places(const Batch& batch);
 
   const Config& config_;
   const int n_decode_threads_, n_prefill_threads_;
+  AttentionFn& attend_;
   int n_threads_ = 1;  // of the two, what the running operation takes
   int capacity_ = 0;   // tokens the buffers have room for
   Buffer activations_, whole_, scratch_;
+  Buffer partials_;               // of attention's runs
+  Buffer observed_;               // by attention_mass()
   InputRoom shared_room_;         // for many tokens: each is prepared once
   std::vector<InputRoom> rooms_;  // for few, one per thread: each thread prepares them for itself
-  std::vector<int> segment_of_;   // [n_tokens] of the batch being run
   Places places_;
 };
 

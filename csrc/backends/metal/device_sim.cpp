@@ -65,8 +65,11 @@ using Stage = std::vector<Recorded>;
 
 class Simulated : public SimulatedDevice {
  public:
-  Simulated(const std::vector<std::string>& paths, uint32_t schedule, Fault fault)
-      : schedule_(schedule), fault_(fault), random_(schedule) {
+  Simulated(const std::vector<std::string>& paths, uint32_t schedule, Fault fault, size_t max_map_bytes)
+      : schedule_(schedule),
+        fault_(fault),
+        max_map_bytes_(max_map_bytes ? max_map_bytes : SIZE_MAX),
+        random_(schedule) {
     for (const std::string& path : paths) {
       const Library& library = *libraries_.emplace_back(std::make_unique<Library>(path));
       for (uint32_t i = 0; i < library.n_kernels; ++i)
@@ -78,7 +81,7 @@ class Simulated : public SimulatedDevice {
   }
   ~Simulated() override { munmap(nothing_, page_bytes_); }
 
-  DeviceInfo info() const override { return {"simulated by the CPU", true, 0, SIZE_MAX}; }
+  DeviceInfo info() const override { return {"simulated by the CPU", true, 0, max_map_bytes_}; }
 
   Pipeline pipeline(const std::string& name) override {
     const auto found = kernels_.find(name);
@@ -90,6 +93,8 @@ class Simulated : public SimulatedDevice {
     const auto* first = static_cast<const std::byte*>(begin);
     check(reinterpret_cast<uintptr_t>(begin) % page_bytes_ == 0 && n_bytes % page_bytes_ == 0,
           ErrorKind::device, "metal: only whole pages can be mapped");
+    check(n_bytes <= max_map_bytes_, ErrorKind::memory, "metal: expected at most ", max_map_bytes_ / 1000,
+          " kB in one piece, got ", n_bytes / 1000);
     ranges_[first] = first + n_bytes;
   }
   void unmap(const void* begin) override {
@@ -104,7 +109,8 @@ class Simulated : public SimulatedDevice {
                       d.groups,
                       d.threads};
     for (const void* pointer : d.pointers) recorded.buffers.push_back(binding(pointer, *recorded.kernel));
-    if (fault_.at == n_dispatches_++) plant(recorded);
+    const bool counts = fault_.kind != Fault::Kind::late || recorded.buffers.back().bytes > 0;
+    if (counts && fault_.at == n_dispatches_++) plant(recorded);
     pass_.back().push_back(std::move(recorded));
   }
   void barrier() override {
@@ -129,6 +135,10 @@ class Simulated : public SimulatedDevice {
  private:
   void plant(Recorded& r) const {
     if (fault_.kind == Fault::Kind::swap && r.buffers.size() > 2) std::swap(r.buffers[1], r.buffers[2]);
+    if (fault_.kind == Fault::Kind::late) {
+      MetalSimBufferBinding& last = r.buffers.back();
+      last = {static_cast<std::byte*>(last.data) + sizeof(uint32_t), last.bytes - sizeof(uint32_t)};
+    }
     if (fault_.kind == Fault::Kind::shrink) {
       unsigned* sizes[] = {&r.groups.x, &r.groups.y, &r.groups.z};
       for (unsigned* size : sizes)
@@ -197,6 +207,7 @@ class Simulated : public SimulatedDevice {
 
   const uint32_t schedule_;
   const Fault fault_;
+  const size_t max_map_bytes_;
   uint64_t n_dispatches_ = 0, n_barriers_ = 0;
   std::map<std::string, Traffic> traffic_;
   std::mt19937 random_;
@@ -214,8 +225,8 @@ class Simulated : public SimulatedDevice {
 }  // namespace
 
 std::unique_ptr<SimulatedDevice> simulated_device(const std::vector<std::string>& libraries,
-                                                  uint32_t schedule, Fault fault) {
-  return std::make_unique<Simulated>(libraries, schedule, fault);
+                                                  uint32_t schedule, Fault fault, size_t max_map_bytes) {
+  return std::make_unique<Simulated>(libraries, schedule, fault, max_map_bytes);
 }
 
 }  // namespace russet::metal

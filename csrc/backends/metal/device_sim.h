@@ -16,6 +16,7 @@ struct Fault {
   enum class Kind {
     none,
     swap,     // dispatch `at` has its first two buffers exchanged
+    late,     // its last buffer begins a word late; `at` counts the dispatches alone whose last one is there
     shrink,   // dispatch `at` has one threadgroup less, in the first direction that has more than one
     barrier,  // barrier `at` is left out
   } kind = Kind::none;
@@ -34,8 +35,9 @@ class SimulatedDevice : public Device {
   virtual const std::map<std::string, Traffic>& traffic() const = 0;  // by kernel
 };
 
-// With the kernels of these libraries, as python/russet/metal_sim compiles them.
+// With the kernels of these libraries, as python/russet/metal_sim compiles them. max_map_bytes: 0: no limit.
 std::unique_ptr<SimulatedDevice> simulated_device(const std::vector<std::string>& libraries,
-                                                  uint32_t schedule, Fault fault = {});
+                                                  uint32_t schedule, Fault fault = {},
+                                                  size_t max_map_bytes = 0);
 
 }  // namespace russet::metal

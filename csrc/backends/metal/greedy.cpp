@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/check.h"
 #include "kv_cache/kv_cache.h"
 #include "model/forward.h"
 
@@ -27,8 +28,12 @@ int32_t Greedy::next(const Config& config, const Weights& weights, MetalOps& ops
   pos_ = cache.n_tokens();
   MetalOps::Likeliest ahead;
   if (alone && pos_ < std::min(cache.n_ctx(), config.max_ctx)) {
-    ahead = begin(asked.token);
-    cache.truncate(pos_);  // it will count when it is asked for
+    try {
+      ahead = begin(asked.token);
+      cache.truncate(pos_);  // it will count when it is asked for
+    } catch (const Error& error) {
+      if (error.kind != ErrorKind::memory) throw;  // no room for it: that is said when it is asked for
+    }
   }
   last_pass_ = ops.last_pass();
   token_ = ops.wait(asked);

@@ -13,7 +13,7 @@
 
 namespace russet::metal {
 
-static_assert(int(kCacheBlock) == int(kBlockTokens));
+static_assert(int(kCacheBlock) == int(kBlockTokens) && int(kNoBlock) == int(russet::kNoBlock));
 
 // Up to this many tokens products read the weights for every kMatvecTokens of them; above, in tiles.
 static constexpr int kFewTokens = 2 * kMatvecTokens;
@@ -69,18 +69,18 @@ void MetalOps::show(const KvCache& cache) {
   Mapping& table = tables_[&cache];
   if (!table.size()) table = Mapping(device_, cache.tables().bytes(), cache.tables().size());
   const BlockPool& pool = cache.pool();
-  Mapping& shown = pools_[&pool];
   const size_t needed = pool.touched_bytes();
-  if (needed <= shown.size()) return;
+  if (needed <= pool_.size()) return;
   size_t n_bytes = pool.block_bytes();
   while (n_bytes < needed) n_bytes *= 2;
-  shown = {};
-  shown = Mapping(device_, pool.data(), std::min(n_bytes, pool.reserved_bytes()));
+  pool_ = {};  // which waits for the passes that see it
+  pool_ = Mapping(device_, pool.data(), std::min(n_bytes, pool.reserved_bytes()));
 }
 
 void MetalOps::forget(const KvCache& cache) {
-  device_.settle(last_pass_);  // it may be writing to blocks that others will have
+  settle();  // a pass may be writing to blocks that others will have
   tables_.erase(&cache);
+  if (tables_.empty()) pool_ = {};  // and the system can have the pages
 }
 
 // ---- kernels ----
@@ -108,9 +108,9 @@ static int head_dim_kernel(int head_dim) {
   fail(ErrorKind::device, "metal: head_dim ", head_dim, " is above the largest, 256; use backend=\"cpu\"");
 }
 
-MetalOps::MetalOps(const Config& config, const Weights& weights, DType dtype, Device& device)
+MetalOps::MetalOps(const Config& config, const Weights& weights, DType dtype, KvType in_cache, Device& device)
     : config_(config), dtype_(dtype), device_(device) {
-  const char* t = name_of(dtype);
+  const char *t = name_of(dtype), *k = in_cache == KvType::int8 ? "int8" : t;
   const std::string d = std::to_string(head_dim_kernel(config.head_dim));
   const auto kernel = [&](const auto&... parts) { return device.pipeline(joined({parts...})); };
   argmax_parts_ = kernel("argmax_parts");
@@ -121,10 +121,10 @@ MetalOps::MetalOps(const Config& config, const Weights& weights, DType dtype, De
   norm_float_ = kernel("norm", "f32");
   norm_self_ = kernel("norm_self", t);
   norm_residual_ = kernel("norm_residual");
-  rope_store_ = kernel("rope_store", t);
-  attention_decode_ = kernel("attention_decode", t, d);
+  rope_store_ = kernel("rope_store", t, k);
+  attention_decode_ = kernel("attention_decode", t, k, d);
   attention_merge_ = kernel("attention_merge", t);
-  attention_prefill_ = kernel("attention_prefill", t, d);
+  attention_prefill_ = kernel("attention_prefill", t, k, d);
 
   const auto add = [&](const Linear& linear) {
     if (!linear || products_.contains(Storage::of(linear.w))) return;

@@ -11,12 +11,9 @@
 #include "backends/metal/device.h"
 #include "backends/ops.h"
 #include "core/buffer.h"
+#include "kv_cache/kv_format.h"
 #include "metal/args.h"
 #include "model/places.h"
-
-namespace russet {
-class BlockPool;
-}
 
 namespace russet::metal {
 
@@ -48,10 +45,10 @@ struct Storage {
 
 class MetalOps : public Ops {
  public:
-  // The weights lie in memory the device has been shown, affine groups as MLX stores them. Looks up every
-  // kernel that a pass over them may need. Throws Error{device} where one is missing, and Error{weights}
-  // where the weights are stored as no kernel reads them.
-  MetalOps(const Config& config, const Weights& weights, DType dtype, Device& device);
+  // The weights lie in memory the device has been shown, affine groups as MLX stores them; in_cache: of keys
+  // and values. Looks up every kernel that a pass over them may need. Throws Error{device} where one is
+  // missing, and Error{weights} where the weights are stored as no kernel reads them.
+  MetalOps(const Config& config, const Weights& weights, DType dtype, KvType in_cache, Device& device);
 
   Activations activations(int n_tokens) override;
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
@@ -82,6 +79,9 @@ class MetalOps : public Ops {
   void finish();
 
   DType dtype() const { return dtype_; }
+
+  // Waits for what was begun: before a cache's blocks are shared, or given back, or its tables change.
+  void settle() { device_.settle(last_pass_); }
   void forget(const KvCache& cache);  // before its memory goes
 
  private:
@@ -152,7 +152,7 @@ class MetalOps : public Ops {
   const int32_t* rows_ = nullptr;          // of the logits
   std::vector<const float*> cos_, sin_;    // of each rope, where the device sees them
   std::map<const KvCache*, Mapping> tables_;  // what the device sees of each
-  std::map<const BlockPool*, Mapping> pools_;
+  Mapping pool_;                              // which all have in common
 };
 
 }  // namespace russet::metal

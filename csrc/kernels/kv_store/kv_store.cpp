@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <limits>
 
 namespace russet {
 
@@ -37,20 +37,20 @@ static void store(const KvStoreArgs& a, const float* x, KvType type, char* plane
                   float* minima, int slot, bool by_columns) {
   const size_t dim = size_t(a.format.head_dim);
   const size_t row = type == KvType::int4 ? (dim + 1) / 2 * 2 : dim;
-  float scale = 1, minimum = 0;
-  if (type == KvType::int8) {
-    float most = 0;
-    for (size_t c = 0; c < dim; ++c) most = std::max(most, std::fabs(x[c]));
-    scales[slot] = scale = most / 127;
-  } else if (type == KvType::int4) {
-    const auto [low, high] = std::minmax_element(x, x + dim);
-    minima[slot] = minimum = *low;
-    scales[slot] = scale = (*high - *low) / 15;
+  const bool coded = type == KvType::int8 || type == KvType::int4;
+  const float most = type == KvType::int8 ? 127 : 15;  // the largest code
+  const auto [low, high] = std::minmax_element(x, x + dim);
+  float scale = type == KvType::int8 ? std::fabs(std::max(-*low, *high)) / most : (*high - *low) / most;
+  float minimum = type == KvType::int8 ? 0 : *low;
+  if (!std::isfinite(scale) || !std::all_of(x, x + dim, [](float xc) { return std::isfinite(xc); })) {
+    scale = std::numeric_limits<float>::quiet_NaN();
+    minimum = 0;
   }
+  if (coded) scales[slot] = scale;
+  if (type == KvType::int4) minima[slot] = minimum;
   for (size_t c = 0; c < dim; ++c) {
     float q = x[c];
-    if (type == KvType::int8 || type == KvType::int4)
-      q = scale == 0 ? 0 : std::nearbyint((x[c] - minimum) / scale);
+    if (coded) q = scale > 0 ? std::clamp(std::nearbyint((x[c] - minimum) / scale), -most, most) : 0;
     put(type, plane, by_columns ? c * kBlockTokens + size_t(slot) : size_t(slot) * row + c, q);
   }
 }
@@ -65,7 +65,10 @@ static void kv_store_ref(const KvStoreArgs& a) {
   }
 }
 
+RUSSET_DECLARE_SIMD(kv_store, KvStoreArgs);
+
 static constexpr Variant<KvStoreFn> kVariants[] = {
+    RUSSET_SIMD_ROWS(kv_store)  //
     {"ref", kBaseline, kv_store_ref},
 };
 

@@ -6,6 +6,7 @@
 //
 //   int8     scale = max |x| / 127, q = round(x / scale); all zero: scale 0
 //   int4     minimum = min x, scale = (max x - min x) / 15, q = round((x - minimum) / scale)
+//            A token with a NaN or an infinity gets a scale that is NaN: damage shows.
 //
 // Reads 8 head_dim bytes a token: bound by memory, and by columns by the distance of its stores.
 #pragma once

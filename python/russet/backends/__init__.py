@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,12 +27,23 @@ class Session(Protocol):
         """
         ...
 
-    def append_greedy(self, token: int) -> int:
-        """Append a token; return the likeliest one after it. Raises NumericalError where a logit is NaN."""
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        """Append a token; return the likeliest one after it. Raises NumericalError where a logit is NaN.
+
+        Some backends begin the pass over that one before they are asked to; is_last: nobody will ask.
+        """
         ...
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget the tokens from index n_tokens on."""
+        """Forget the tokens from index n_tokens on. Raises UsageError where can_rewind() says no."""
+        ...
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        """Whether what a token after the first n_tokens sees is still there: layers with a window give keys back."""
+        ...
+
+    def fork(self, n_tokens: int) -> Session:
+        """Another conversation that begins with the first n_tokens of this one. Raises as rewind() does."""
         ...
 
     def cache_bytes(self) -> int:
@@ -46,8 +57,13 @@ class Backend(Protocol):
     name: str
     n_threads: int  #: CPU threads it computes on; may be set between calls, sessions stay valid
     weight_bytes: int  #: bytes of weights that computing one more token reads
+    block_tokens: int  #: whose keys and values forks have in common, as long as none writes; 0: a fork is a copy
 
     def session(self, n_ctx: int) -> Session: ...
+
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        """Have this called where the cache has no room left for a token, again and again until it says False."""
+        ...
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
         """One ragged batch: append each session's tokens; logits [n_sessions, vocab_size] of their last ones."""

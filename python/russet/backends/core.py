@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from russet import _core
 from russet.backends import Session
 from russet.config import Config
+from russet.errors import NotEnoughMemory
 from russet.weights import POSITIONS
 
 #: One sequence's part of a batch: its cache, its next tokens, the length of its whole text where that is known already
@@ -22,8 +23,15 @@ Part = tuple[_core.KvCache, list[int], int, bool]
 InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix | _core.AffineMatrix
 
 
+_Result = TypeVar("_Result")
+
+
 class CoreBackend(ABC):
     """A model on a device of the C++ core."""
+
+    block_tokens = _core.BLOCK_TOKENS
+    pool: _core.BlockPool  #: the memory of all its caches
+    _give_back: Callable[[], bool] = staticmethod(lambda: False)
 
     @abstractmethod
     def session(self, n_ctx: int) -> CoreSession: ...
@@ -31,6 +39,18 @@ class CoreBackend(ABC):
     @abstractmethod
     def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
         """One pass over a ragged batch; logits of every token that wants them."""
+
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        self._give_back = give_back
+
+    def with_room(self, step: Callable[[], _Result]) -> _Result:
+        """What a step gives, tried anew as long as something is given back. Raises NotEnoughMemory, with the sum."""
+        while True:
+            try:
+                return step()
+            except NotEnoughMemory:
+                if not self._give_back():
+                    raise
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:
         """Append a token; the likeliest one after it."""
@@ -61,11 +81,17 @@ class CoreSession:
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
-    def append_greedy(self, token: int) -> int:
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return self.backend.append_greedy(self.cache, token)
 
     def rewind(self, n_tokens: int) -> None:
         self.cache.truncate(n_tokens)
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        return self.cache.can_truncate(n_tokens)
+
+    def fork(self, n_tokens: int) -> CoreSession:
+        return CoreSession(self.backend, self.cache.fork(n_tokens))
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()

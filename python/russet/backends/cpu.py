@@ -14,7 +14,8 @@ from russet.errors import UsageError
 from russet.kv_dtype import KvDtype
 from russet.packed_file import PackedFile
 from russet.quantization import QuantizedTensor
-from russet.safetensors import release_pages
+from russet.safetensors import aligned, release_pages
+from russet.saved_cache import SavedFile
 from russet.weights import ToQuantize, Weight, Weights
 
 
@@ -24,6 +25,8 @@ class CpuBackend(CoreBackend):
     threads: by default RUSSET_THREADS or the physical cores
     prefill_threads: for more than a few tokens at once; by default as many
     kv_dtype: of keys and values; see KvDtype.of
+    attention: "exact"; "sage" or "int8" with products in 8 bits, which is lossy: see attention_int8.h
+    kv_budget: share of keys and values that a cache keeps, those that were looked at most; below 1 it is lossy
     cache_bytes: of all caches together, at most; by default what is free now
     """
 
@@ -39,6 +42,8 @@ class CpuBackend(CoreBackend):
         packed_file: PackedFile | None = None,
         keep_packed: bool = False,
         kv_dtype: str | None = None,
+        kv_budget: float = 1.0,
+        attention: str = "exact",
         cache_bytes: int | None = None,
     ) -> None:
         core = core_config(config)
@@ -46,13 +51,17 @@ class CpuBackend(CoreBackend):
         n_threads = _core.default_threads() if threads is None else threads
         if prefill_threads is not None and prefill_threads < 1:
             raise UsageError(f"prefill_threads: expected 1 to 1024, got {prefill_threads}")
-        self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads)
+        self.attention = attention
+        self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
         crossover.choose(
             (w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self._cpu.n_prefill_threads
         )
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
+        if not 0 < kv_budget <= 1:
+            raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
+        self.kv_budget = kv_budget
         n_bytes = memory.available() if cache_bytes is None else cache_bytes
         self.kv_dtype = KvDtype.of(kv_dtype, chosen_dtype(None, weights))
         self.pool = _core.BlockPool(core, self.kv_dtype.keys, self.kv_dtype.values, n_bytes)
@@ -67,14 +76,19 @@ class CpuBackend(CoreBackend):
 
     @n_threads.setter
     def n_threads(self, n_threads: int) -> None:
-        self._cpu = _core.Cpu(self._config, n_threads)
+        self._cpu = _core.Cpu(self._config, n_threads, attention=self.attention)
 
     def session(self, n_ctx: int) -> CoreSession:
-        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx))
+        return CoreSession(self, _core.KvCache(self.pool, self._model, n_ctx, self.kv_budget))
+
+    def restore(self, file: SavedFile, n_ctx: int) -> list[tuple[list[int], CoreSession, str]]:
+        """The texts of a file, each with a session and how it is rotated: all of them, or none."""
+        texts = self.with_room(lambda: file.restore(self.pool, self._model, n_ctx))
+        return [(text.tokens, CoreSession(self, text.cache), text.rotated) for text in texts]
 
     def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
-        return self._cpu.forward(self._model, parts, x)
+        return self.with_room(lambda: self._cpu.forward(self._model, parts, x))
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
@@ -89,14 +103,20 @@ def _in_core(weights: Weights, n_threads: int, file: PackedFile | None, keep: bo
         packed = {role: _pack(arena, weights[role], n_threads) for role in weights if role in roles}
         if file and keep:
             file.write(arena, packed)
-    return {role: packed[role] if role in roles else weight for role, weight in weights.items()}  # type: ignore[misc]
+    return {role: packed[role] if role in roles else _floats(weight) for role, weight in weights.items()}
+
+
+def _floats(weight: Weight) -> _InCore:
+    assert isinstance(weight, tuple)
+    return aligned(weight[0]), weight[1]
 
 
 def _pack(arena: _core.Arena, weight: Weight, n_threads: int) -> _core.PackedMatrix:
     """One matrix at a time: its codes are there twice only until it is packed."""
     q = weight.quantize(n_threads) if isinstance(weight, ToQuantize) else weight
     assert isinstance(q, QuantizedTensor)
-    packed = _core.PackedMatrix(arena, q.codes, q.scales, q.biases, q.dtype, q.bits, q.group_size, n_threads)
+    codes, scales, biases = (aligned(array) for array in (q.codes, q.scales, q.biases))
+    packed = _core.PackedMatrix(arena, codes, scales, biases, q.dtype, q.bits, q.group_size, n_threads)
     for array in (q.codes, q.scales, q.biases):
         release_pages(array)
     return packed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from russet.backends.core import CoreBackend, CoreSession, Part, core_config, we
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.config import Config
 from russet.errors import BackendError, NumericalError, UsageError
+from russet.kv_dtype import KvDtype
 from russet.memory import available, gb
 from russet.quantization import QuantizedTensor
 from russet.safetensors import mapping_of, release_pages
@@ -47,8 +49,13 @@ def open_device(*, simulated: bool = False) -> _core.MetalDevice:
 class MetalBackend(CoreBackend):
     """A model on a Metal device.
 
-    dtype: "float32", "float16" or "bfloat16": of activations, keys and values. By default the type of the checkpoint.
+    dtype: "float32", "float16" or "bfloat16": of activations. By default the type of the checkpoint.
         The residual stream, all sums and the logits are float32 in any case.
+    kv_dtype: of keys and values: dtype by default, or "int8"
+    cache_bytes: of all caches together, at most; by default what is free now. The GPU sees them in one piece, of
+        max_map_bytes at most.
+
+    Raises UsageError on a kv_dtype that the shaders do not read.
     """
 
     n_threads = 1  #: of the CPU: one encodes
@@ -60,28 +67,31 @@ class MetalBackend(CoreBackend):
         device: _core.MetalDevice,
         *,
         dtype: str | None = None,
+        kv_dtype: str | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         self.name = "metal-sim" if device.info["simulated"] else "metal"
         self.dtype = chosen_dtype(dtype, weights)
+        self.kv_dtype = KvDtype.of_device(kv_dtype, self.dtype, "metal", int8=True)
         memory = _DeviceMemory(weights.values())
         in_core = {role: memory.shown(weight) for role, weight in weights.items()}
         self.weight_bytes = weight_bytes(in_core)
         self._model = _core.Model(core_config(config), in_core)
         n_bytes = available() if cache_bytes is None else cache_bytes
-        self._metal = _core.Metal(device, self._model, self.dtype, memory.pages(device), n_bytes)
+        pages = memory.pages(device)
+        self._metal = _core.Metal(device, self._model, self.dtype, pages, self.kv_dtype.keys, n_bytes)
         self.pool = self._metal.pool
 
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.MetalCache(self._metal, n_ctx))
 
     def run(self, parts: list[Part]) -> _Array:
-        return self._metal.forward(parts)
+        return self.with_room(lambda: self._metal.forward(parts))
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:
         """While the host looks at this token, the device computes the next one."""
         assert isinstance(cache, _core.MetalCache)
-        likeliest = self._metal.append_greedy(cache, token)
+        likeliest = self.with_room(partial(self._metal.append_greedy, cache, token))
         if likeliest < 0:
             raise NumericalError("the model computed logits that are not a number")
         return likeliest

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import russet
 from russet.cli.terminal import status
+from russet.model import Prompt
+
+if TYPE_CHECKING:
+    from russet.options import GenerateKeywords
 
 
 @dataclass
@@ -24,11 +28,16 @@ class Answer:
         return self.last.finish_reason if self.last else None
 
 
-def take(pieces: Iterator[russet.Piece], *, show: bool) -> Answer:
+def take(model: russet.Model, prompt: Prompt, options: GenerateKeywords, *, show: bool) -> Answer:
     """Take all pieces, and show their text as they come. Ctrl-C ends the answer early."""
     answer = Answer()
     try:
-        with status("reading the prompt"):
+        with status("reading the prompt") as tell:
+
+            def progress(done: int, total: int) -> None:
+                tell(f"{done:,} of {total:,} tokens")
+
+            pieces = model.stream(prompt, progress=progress, **options)
             piece = next(pieces, None)
         while piece is not None:
             answer.text += piece.text
@@ -49,6 +58,7 @@ class Statistics:
 
     prompt_tokens: int
     cached_tokens: int  #: of the prompt, in the cache already
+    cache_miss: str | None  #: why not all but its last token were
     generated_tokens: int
     first_token_s: float  #: seconds to the first token
     prompt_tokens_per_s: float  #: of those that were not in the cache
@@ -56,8 +66,9 @@ class Statistics:
     gb_per_s: float  #: weights read at that speed; 1 GB = 1e9 bytes
 
     def __str__(self) -> str:
+        why = f" ({self.cache_miss})" if self.cache_miss else ""
         return (
-            f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them cached, "
+            f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them cached{why}, "
             f"first token after {self.first_token_s:.3f} s ({self.prompt_tokens_per_s:.1f} tokens/s); "
             f"generated {self.generated_tokens} tokens, {self.tokens_per_s:.1f} tokens/s, {self.gb_per_s:.2f} GB/s"
         )
@@ -68,6 +79,7 @@ def statistics(model: russet.Model, last: russet.Piece) -> Statistics:
     return Statistics(
         prompt_tokens=last.prompt_tokens,
         cached_tokens=last.cached_tokens,
+        cache_miss=last.cache_miss,
         generated_tokens=last.generated_tokens,
         first_token_s=last.first_token_s,
         prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s,

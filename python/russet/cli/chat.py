@@ -122,9 +122,11 @@ class Chat:
             say(f"/{name}: no such command; " + (f"did you mean /{near[0]}?" if near else "/help lists them"))
 
     def _answer(self) -> None:
-        answer = take(self._model.stream(self._context.prompt(), **self._options), show=True)
+        answer = take(self._model, self._context.prompt(), self._options, show=True)
         last = answer.last
-        is_full = last is not None and last.prompt_tokens + last.generated_tokens >= self._model.n_ctx
+        shifts = self._options.get("context_overflow") == "shift"
+        n_tokens = last.prompt_tokens + last.generated_tokens if last else 0
+        is_full = n_tokens >= self._model.n_ctx and not shifts
         if answer.text:
             self._context.heard(answer.text)
             self._cut = answer.finish_reason != "stop" and not is_full

@@ -59,6 +59,11 @@ def add_model_flags(parser: argparse.ArgumentParser, *, threads: bool = True) ->
     add("--model", "-m", default=None, help="folder, or hub id like org/name (default: the built-in demo)")
     add_source_flags(group)
     add_memory_flags(group)
+    add_lossy_flags(group)
+    add(
+        "--prefix-cache", metavar="SIZE",
+        help="of texts kept for prompts that begin alike, as 1GB; 0: none (default: a quarter of what texts may take)",
+    )  # fmt: skip
     add("--quantize", choices=("int8", "int4"), help="quantise float weights while loading them")
     add_quantization_flags(group)
     add("--keep-packed", action="store_true", help="keep quantised weights beside the model for the next load")
@@ -84,6 +89,25 @@ def add_memory_flags(group: argparse._ArgumentGroup) -> None:
     """How much memory may be used: see russet.load()."""
     group.add_argument("--n-ctx", "-c", type=int, metavar="N", help="tokens of context (default: all that fit)")
     group.add_argument("--max-memory", metavar="SIZE", help="of weights and context, as 8GB (default: what is free)")
+    group.add_argument(
+        "--kv-dtype", metavar="NAME",
+        help="of keys and values on the CPU: float32, float16, bfloat16, int8, or two as int8/int4 (default: float16, "
+        "float32 where the weights are)",
+    )  # fmt: skip
+
+
+def add_lossy_flags(group: argparse._ArgumentGroup) -> None:
+    """What makes long texts cheaper on the CPU and loses something: see russet.load()."""
+    group.add_argument(
+        "--kv-budget", type=float, metavar="SHARE",
+        help="of its keys and values that a text keeps, those looked at most, as 0.3 (default: 1, all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-window", type=int, metavar="N", help="newest keys that a token sees, beside the first 4 (default: all)"
+    )
+    group.add_argument(
+        "--attention", choices=("exact", "sage", "int8"), help="in full, or with products in 8 bits (default: exact)"
+    )
 
 
 def add_quantization_flags(group: argparse._ArgumentGroup) -> None:
@@ -124,6 +148,11 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
     add("--no-cache", dest="use_cache", action="store_false", help="compute the whole text anew for every token")
+    add(
+        "--context-overflow", choices=("error", "shift"),
+        help="a full context ends the text (error, the default), or goes on with half of it (shift)",
+    )  # fmt: skip
+    add("--n-sinks", type=int, metavar="N", help="first tokens that a shift keeps (default: 4)")
     add_sampling_flags(parser)
     group = parser.add_argument_group("conversation")
     group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
@@ -195,7 +224,8 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     options = given(
         args,
         *("backend", "dtype", "gpu_layers", "threads", "prefill_threads"),
-        *("n_ctx", "max_memory", "keep_packed", "shard", "strict"),
+        *("n_ctx", "max_memory", "kv_dtype", "kv_budget", "kv_window", "attention"),
+        *("prefix_cache", "keep_packed", "shard", "strict"),
     )
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import russet
 from russet.cli import flags
@@ -37,6 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--shard", choices=SHARDS, default=argparse.SUPPRESS,
         help="compute some heads, or some layers, in each of the processes that mlx.launch has started",
     )  # fmt: skip
+    parser.add_argument(
+        "--prompt-cache", type=Path, metavar="FILE",
+        help="begin with the texts of this file, if it is there, and write them with this one at the end",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print text, token counts and speeds as one JSON object")
 
 
@@ -44,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     options = flags.generate_options(args)
     text = _prompt_text(args)
     model = flags.load_model(args)
-    answer = take(model.stream(_prompt(text, model, args), **options), show=not args.json and model.rank == 0)
+    if args.prompt_cache:
+        _load_cache(model, args.prompt_cache)
+    answer = take(model, _prompt(text, model, args), options, show=not args.json and model.rank == 0)
+    if args.prompt_cache and model.cache_info()["n_texts"]:
+        model.save_cache(args.prompt_cache)
     if model.rank:
         return 130 if answer.interrupted else 0
     if args.json:
@@ -53,6 +62,15 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose and answer.last:
         say(statistics(model, answer.last))
     return 130 if answer.interrupted else 0
+
+
+def _load_cache(model: russet.Model, path: Path) -> None:
+    if path.exists():
+        model.load_cache(path)
+    elif model.backend.name != "cpu":  # not after a long answer
+        raise UsageError(
+            f"--prompt-cache: only the CPU's cache can be saved, not {model.backend.name}'s; take --backend cpu"
+        )
 
 
 def _prompt_text(args: argparse.Namespace) -> str:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         say("no model given: this is the built-in demo")
     folder = DEMO if args.path is None else resolve(args.path, **flags.given(args, "revision", "local_files_only"))
     with status(f"reading {folder}"):
-        inspection = inspect(folder, **flags.given(args, "n_ctx", "max_memory"))
+        inspection = inspect(folder, **flags.given(args, "kv_dtype", "n_ctx", "max_memory"))
     if args.json:
         print_json(inspection, loads=inspection.loads)
     else:

@@ -35,16 +35,16 @@ def notices() -> Iterator[None]:
 
 
 @contextmanager
-def status(doing: str) -> Iterator[None]:
-    """A spinner, where stderr is a terminal."""
+def status(doing: str) -> Iterator[Callable[[str], None]]:
+    """A spinner, where stderr is a terminal; it can be told how far it is."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda how_far: None
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(f"{doing} ...")):
-        yield
+    with Console(stderr=True).status(Text(f"{doing} ...")) as spinner:
+        yield lambda how_far: spinner.update(Text(f"{doing}: {how_far} ..."))
 
 
 @contextmanager

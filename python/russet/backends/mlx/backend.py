@@ -48,6 +48,7 @@ class MlxBackend:
 
     name = "mlx"
     n_threads = 1  #: of the CPU: one says what MLX is to do
+    block_tokens = 0  #: MLX's arrays are values: who writes into what a fork has too gets a copy
 
     def __init__(
         self,
@@ -77,6 +78,13 @@ class MlxBackend:
         with _turn(self._shard):
             return MlxSession(self, Cache(self._config, n_ctx, self._forward.dtype))
 
+    def when_full(self, give_back: Callable[[], bool]) -> None:
+        """MLX has no bound of its own; where the system's is met, _turn() loses the session."""
+
+    def fork(self, cache: Cache, n_tokens: int) -> MlxSession:
+        with _turn(self._shard):
+            return MlxSession(self, cache.fork(n_tokens))
+
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> _Array:
         """One ragged batch; see Backend.forward."""
         mlx_parts: list[_Part] = []
@@ -103,7 +111,7 @@ class MlxBackend:
                 return self._pass(parts, head)
             return np.concatenate([rows for part in parts for rows in self._in_chunks(*part, head)])
 
-    def append_greedy(self, cache: Cache, token: int) -> int:
+    def append_greedy(self, cache: Cache, token: int, *, is_last: bool = False) -> int:
         """Append a token; the likeliest one after it. While the host looks at that, MLX computes the next."""
         with _turn(self._shard, [cache]):
             self._check([(cache, [token], 0, False)])
@@ -111,7 +119,8 @@ class MlxBackend:
             if likeliest is None or taken != token:
                 likeliest = self._begin_greedy(cache, mx.array([token]))
             cache.n_tokens += 1
-            ahead = self._begin_greedy(cache, likeliest) if cache.n_tokens < self._most_tokens(cache) else None
+            goes_on = not is_last and cache.n_tokens < self._most_tokens(cache)
+            ahead = self._begin_greedy(cache, likeliest) if goes_on else None
             id = int(np.array(likeliest)[0])
             if id < 0:
                 raise NumericalError("the model computed logits that are not a number")
@@ -201,8 +210,8 @@ class MlxSession:
     def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> _Array:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
-    def append_greedy(self, token: int) -> int:
-        return self.backend.append_greedy(self.cache, token)
+    def append_greedy(self, token: int, *, is_last: bool = False) -> int:
+        return self.backend.append_greedy(self.cache, token, is_last=is_last)
 
     def rewind(self, n_tokens: int) -> None:
         if not 0 <= n_tokens <= self.cache.n_tokens:
@@ -210,6 +219,14 @@ class MlxSession:
         if n_tokens < self.cache.n_tokens:
             self.cache.ahead = None
         self.cache.n_tokens = n_tokens
+
+    def can_rewind(self, n_tokens: int) -> bool:
+        return 0 <= n_tokens <= self.cache.n_tokens
+
+    def fork(self, n_tokens: int) -> MlxSession:
+        if not self.can_rewind(n_tokens):
+            raise UsageError(f"fork: cannot take the first {n_tokens} of {self.cache.n_tokens} tokens")
+        return self.backend.fork(self.cache, n_tokens)
 
     def cache_bytes(self) -> int:
         return self.cache.bytes()

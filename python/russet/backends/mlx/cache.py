@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -35,6 +36,14 @@ class Cache:
         for arrays in (self.keys, self.values):
             arrays[:] = [mx.concatenate([array, more], axis=2) for array in arrays]
         self._capacity = capacity
+
+    def fork(self, n_tokens: int) -> Cache:
+        """Another with the first n_tokens of this one: views of the same arrays, until either writes."""
+        fork = copy(self)
+        fork.n_tokens, fork.ahead = n_tokens, None
+        fork._capacity = end = min(-(-n_tokens // _STEP) * _STEP, self._capacity)
+        fork.keys, fork.values = ([array[:, :, :end] for array in arrays] for arrays in (self.keys, self.values))
+        return fork
 
     def store(self, layer: int, pos: int, k: mx.array, v: mx.array) -> None:
         """k, v [1, n_kv_heads, n, head_dim] of the positions from pos on."""

@@ -15,7 +15,7 @@ from russet import _core
 from russet.backends.mlx.shard import Shard
 from russet.config import Config
 from russet.quantization import QuantizedTensor
-from russet.safetensors import release_pages
+from russet.safetensors import aligned, release_pages
 from russet.weights import ToQuantize, Weights
 
 MLX_DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
@@ -146,7 +146,7 @@ class MlxWeights:
         return self._take(*weight).astype(dtype)
 
     def _take(self, array: np.ndarray[Any, Any], dtype: str) -> mx.array:
-        copy = mx.array(array)
+        copy = mx.array(aligned(array))
         release_pages(array)
         self.n_bytes += copy.nbytes
         return copy.view(mx.bfloat16) if dtype == "bf16" else copy
