@@ -168,7 +168,7 @@ def others_in_cache(rounds: int) -> None:
         "rope": (f"{len(heads)} heads", 2 * heads.nbytes, lambda name: kernels.rope(name, heads, cos, sin)),
         "gate": (f"{gate.size}", 3 * gate.nbytes, lambda name: kernels.gate(name, _core.Activation.silu, gate, up)),
         "block_max": (f"{logits.size}", logits.nbytes, lambda name: kernels.block_max(name, logits)),
-        "sum_exp": (f"{logits.size}", 2 * logits.nbytes, lambda name: kernels.sum_exp(name, logits, largest, 1.25)),
+        "sum_exp": (f"{logits.size}", logits.nbytes, lambda name: kernels.sum_exp(name, logits, largest, 1.25, False)),
         "widen bf16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
         "widen f16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "f16"))),
         "attention": (

@@ -12,6 +12,9 @@ BLOCK = _core.kernels.BLOCK_FLOATS
 def check(variant, x, scale):
     largest = x.max()
     sums, weights = _core.kernels.sum_exp(variant, x, largest, scale)
+    alone, none = _core.kernels.sum_exp(variant, x, largest, scale, with_weights=False)
+    np.testing.assert_array_equal(alone, sums)
+    assert none is None
     away = (x.astype(np.float64) - largest) * scale
     expected = np.exp(away)
     # exp is within 2 ulp (4 U); its argument is rounded twice, and what that changes is as large as the argument.

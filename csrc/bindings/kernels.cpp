@@ -174,12 +174,13 @@ Array<float> run_block_max(const std::string& variant, const Array<float>& x) {
   return maxima;
 }
 
-// -> sums, weights
-py::tuple run_sum_exp(const std::string& variant, const Array<float>& x, float max, float scale) {
-  Array<float> sums(n_blocks(int(x.size()))), weights(x.size());
-  find(sum_exp_variants(),
-       variant)({x.data(), int(x.size()), max, scale, sums.mutable_data(), weights.mutable_data()});
-  return py::make_tuple(sums, weights);
+// -> sums, weights (None where they are not asked for)
+py::tuple run_sum_exp(const std::string& variant, const Array<float>& x, float max, float scale,
+                      bool with_weights) {
+  Array<float> sums(n_blocks(int(x.size()))), weights(with_weights ? x.size() : 0);
+  float* out = with_weights ? weights.mutable_data() : nullptr;
+  find(sum_exp_variants(), variant)({x.data(), int(x.size()), max, scale, sums.mutable_data(), out});
+  return py::make_tuple(sums, with_weights ? py::object(weights) : py::none());
 }
 
 Array<float> run_gate(const std::string& variant, Activation activation, const Array<float>& gate,
@@ -348,7 +349,8 @@ void bind_kernels(py::module_& m) {
   kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));
   kernels.attr("BLOCK_FLOATS") = kBlockFloats;
   kernels.def("block_max", &run_block_max, py::arg("variant"), py::arg("x"));
-  kernels.def("sum_exp", &run_sum_exp, py::arg("variant"), py::arg("x"), py::arg("max"), py::arg("scale"));
+  kernels.def("sum_exp", &run_sum_exp, py::arg("variant"), py::arg("x"), py::arg("max"), py::arg("scale"),
+              py::arg("with_weights") = true);
   kernels.def("gate", &run_gate, py::arg("variant"), py::arg("activation"), py::arg("gate"),
               py::arg("up") = py::none());
   kernels.def("widen", &run_widen, py::arg("variant"), py::arg("x"));
