@@ -31,7 +31,7 @@ from report import Table, interleaved, machine, plot_bars, plot_lines, spread
 from russet import _core
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}
-DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM = 1024, 16, 8, 128, 3072  # Qwen3-0.6B
+DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, FFN_DIM, VOCAB_SIZE = 1024, 16, 8, 128, 3072, 151_936  # Qwen3-0.6B
 ATTENTION_SHAPES = (16, 8, 128), (32, 8, 64)  #: query and key-value heads, head_dim: Qwen3-0.6B, Llama-3.2-1B
 ATTENTION_CACHES = tuple((kind, n_keys) for kind in ("f16", "int8") for n_keys in (512, 2048, 8192))
 N_TOKENS, N_CALLS = 4, 100  #: in cache: tokens in a call, so that the call itself is a small part; calls in a round
@@ -150,7 +150,7 @@ def attention_from_memory(megabytes: int, n_threads: int, rounds: int) -> None:
 
 
 def others_in_cache(rounds: int) -> None:
-    """norm, rope, gate, widen and attention; GB/s counts every byte read or written once."""
+    """norm, rope, gate, a sampler's reductions, widen and attention; GB/s counts every byte read or written once."""
     kernels, rng = _core.kernels, np.random.default_rng(0)
     n_keys = 1024
     x, w = rng.normal(size=(N_TOKENS, DIM)).astype(np.float32), np.ones(DIM, np.float32)
@@ -161,10 +161,14 @@ def others_in_cache(rounds: int) -> None:
     k, v = rng.normal(size=(2, n_keys, HEAD_DIM)).astype(np.float32)
     head = kernels.KvHeads(k, v, n_heads=1, keys="f16", values="f16")
     stored = weights("bf16", N_TOKENS, DIM)
+    logits = (3 * rng.normal(size=VOCAB_SIZE)).astype(np.float32)
+    largest = float(logits.max())
     cases: dict[str, tuple[str, int, Callable[[str], object]]] = {
         "norm": (f"{N_TOKENS} x {DIM}", 2 * x.nbytes, lambda name: kernels.norm(name, _core.NormKind.rms, x, w)),
         "rope": (f"{len(heads)} heads", 2 * heads.nbytes, lambda name: kernels.rope(name, heads, cos, sin)),
         "gate": (f"{gate.size}", 3 * gate.nbytes, lambda name: kernels.gate(name, _core.Activation.silu, gate, up)),
+        "block_max": (f"{logits.size}", logits.nbytes, lambda name: kernels.block_max(name, logits)),
+        "sum_exp": (f"{logits.size}", logits.nbytes, lambda name: kernels.sum_exp(name, logits, largest, 1.25, False)),
         "widen bf16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "bf16"))),
         "widen f16": (f"{N_TOKENS} x {DIM}", 3 * stored.nbytes, lambda name: kernels.widen(name, (stored, "f16"))),
         "attention": (

@@ -14,6 +14,7 @@
 #include "core/buffer.h"
 #include "kernels/attention/attention_int8.h"
 #include "kernels/attention/attention_mass.h"
+#include "kernels/block_max/block_max.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/kv_store/kv_load.h"
@@ -24,6 +25,7 @@
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
+#include "kernels/sum_exp/sum_exp.h"
 #include "kernels/widen/widen.h"
 
 using namespace russet;
@@ -230,6 +232,40 @@ void sweep_gate() {
             worst.see(y[i], expected[i], 8 * kU * std::abs(size));
           }
         }
+  });
+}
+
+void sweep_block_max() {
+  sweep("block_max", block_max_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const int n : {1, 3, 17, 127, 128, 129, 255, 257, 1000})
+      for (const float odd : {0.0f, -HUGE_VALF, HUGE_VALF, NAN})
+        for (const int at : {0, n / 2, n - 1}) {
+          Floats x = normal(size_t(n));
+          x[size_t(at)] = odd;
+          Floats maxima(size_t(n_blocks(n))), expected = maxima;
+          run({x.data(), n, maxima.data()});
+          ref({x.data(), n, expected.data()});
+          for (size_t b = 0; b < maxima.size(); ++b) worst.see_bits(maxima[b], expected[b]);
+        }
+  });
+}
+
+void sweep_sum_exp() {
+  sweep("sum_exp", sum_exp_variants(), [](auto run, auto ref, Worst& worst) {
+    for (const float scale : {0.01f, 1.0f, 4.0f})
+      for (const int n : {1, 3, 17, 127, 128, 129, 255, 257, 1000}) {
+        Floats x = normal(size_t(n));
+        x[size_t(n / 2)] = -HUGE_VALF;
+        Floats sums(size_t(n_blocks(n))), weights(size_t(n), NAN), sums_expected = sums, expected = weights;
+        run({x.data(), n, 5.0f, scale, sums.data(), weights.data()});
+        ref({x.data(), n, 5.0f, scale, sums_expected.data(), expected.data()});
+        // exp itself, and as much of its result as two roundings of its argument, at most 10 * scale, are.
+        const double share = 4 * kU + 2 * 10 * double(scale) * kU;
+        for (size_t i = 0; i < weights.size(); ++i)
+          worst.see(weights[i], expected[i], share * double(expected[i]));
+        for (size_t b = 0; b < sums.size(); ++b)
+          worst.see(sums[b], sums_expected[b], (share + sum_bound(kBlockFloats)) * double(sums_expected[b]));
+      }
   });
 }
 
@@ -559,6 +595,8 @@ int main() {
   sweep_norm();
   sweep_rope();
   sweep_gate();
+  sweep_block_max();
+  sweep_sum_exp();
   sweep_kv_store();
   sweep_attention("attention", AttentionKind::exact, 0);
   sweep_attention("attention_sage", AttentionKind::sage, 0.02);

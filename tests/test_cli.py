@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import pty
 import select
@@ -143,6 +144,19 @@ GENERATE_FLAGS = {
     ("--top-k", "5"): {"top_k": 5},
     ("--min-p", "0.1"): {"min_p": 0.1},
     ("--repetition-penalty", "1.2"): {"repetition_penalty": 1.2},
+    ("--min-tokens", "2"): {"min_tokens": 2},
+    ("--typical-p", "0.9"): {"typical_p": 0.9},
+    ("--top-n-sigma", "1.5"): {"top_n_sigma": 1.5},
+    ("--xtc-probability", "0.5", "--xtc-threshold", "0.2"): {"xtc_probability": 0.5, "xtc_threshold": 0.2},
+    ("--mirostat-tau", "5", "--mirostat-eta", "0.2"): {"mirostat_tau": 5.0, "mirostat_eta": 0.2},
+    ("--presence-penalty", "0.5", "--frequency-penalty", "-1"): {"presence_penalty": 0.5, "frequency_penalty": -1.0},
+    ("--penalty-window", "64"): {"penalty_window": 64},
+    ("--dry-multiplier", "0.8", "--dry-base", "2"): {"dry_multiplier": 0.8, "dry_base": 2.0},
+    ("--dry-allowed-length", "3", "--dry-window", "9"): {"dry_allowed_length": 3, "dry_window": 9},
+    ("--dry-breaker", ".", "--dry-breaker", "!"): {"dry_breakers": [".", "!"]},
+    ("--logit-bias", "5=-1.5", "--logit-bias", "7=-inf"): {"logit_bias": [(5, -1.5), (7, -math.inf)]},
+    ("--bad-word", "the"): {"bad_words": ["the"]},
+    ("--samplers", "top_k,temperature"): {"samplers": ["top_k", "temperature"]},
     ("--seed", "7"): {"seed": 7},
     ("-s", "7"): {"seed": 7},
     ("--stop", "a", "--stop", "the"): {"stop": ["a", "the"]},
@@ -327,6 +341,9 @@ USAGE = [
     (["generate", "a", "--prompt", "b"], "expected one prompt, got two"),
     (["generate", "--top-p", "2", "hi"], "top_p: expected more than 0 and at most 1, got 2.0"),
     (["generate", "--seed", "-1", "hi"], "seed: expected"),
+    (["generate", "--samplers", "top_k,topp", "hi"], "samplers: no step is called 'topp'; did you mean 'top_p'?"),
+    (["generate", "--samplers", "xtc,xtc", "hi"], "samplers: 'xtc' is there twice"),
+    (["generate", "--logit-bias", "5", "hi"], "--logit-bias: expected ID=X, as in 42=-1.5, got '5'"),
     (["generate", "-m", FOLDER, "--n-ctx", "0", "hi"], "n_ctx: expected at least 1 token, got 0"),
     (["generate", "-m", FOLDER, "--threads", "0", "hi"], "threads: expected 1 to 1024, got 0"),
     (["generate", "-m", FOLDER, "--max-memory", "lots", "hi"], "max_memory: expected bytes or a size"),

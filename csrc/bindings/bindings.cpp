@@ -24,7 +24,6 @@
 #include "kernels/qmatmul/crossover.h"
 #include "kv_cache/kv_cache.h"
 #include "model/places.h"
-#include "sampler/sampler.h"
 #include "weights/affine.h"
 #include "weights/arena.h"
 
@@ -34,6 +33,7 @@ using namespace russet;
 void bind_kernels(py::module_& m);
 void bind_kv_cache(py::module_& m);
 void bind_metal(py::module_& m);
+void bind_sampler(py::module_& m);
 
 namespace {
 
@@ -457,19 +457,7 @@ PYBIND11_MODULE(_core, m) {
       .def("norm_gate", &Cpu::norm_gate, py::arg("norm_w"), py::arg("norm_bias"), py::arg("gate"),
            py::arg("up"), py::arg("x"));
 
-  py::class_<Sampler>(m, "Sampler")
-      .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repetition_penalty,
-                       uint64_t seed) {
-             return Sampler({temperature, top_k, top_p, min_p, repetition_penalty}, seed);
-           }),
-           py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
-           py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("seed") = 0)
-      .def(
-          "sample",
-          [](Sampler& sampler, const Array<float>& logits, const std::vector<int32_t>& seen) {
-            return sampler.sample({logits.data(), size_t(logits.size())}, seen);
-          },
-          py::arg("logits"), py::arg("seen") = std::vector<int32_t>{});
+  bind_sampler(m);
 
   m.def("default_threads", &default_threads);
   m.def("read_bandwidth", &read_bandwidth, py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());

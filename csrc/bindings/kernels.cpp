@@ -13,6 +13,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_int8.h"
 #include "kernels/attention/attention_mass.h"
+#include "kernels/block_max/block_max.h"
 #include "kernels/fit/fit.h"
 #include "kernels/gate/gate.h"
 #include "kernels/kv_store/kv_load.h"
@@ -23,6 +24,7 @@
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
+#include "kernels/sum_exp/sum_exp.h"
 #include "kernels/widen/widen.h"
 
 namespace py = pybind11;
@@ -68,6 +70,8 @@ py::dict variants() {
   tables["norm"] = describe("norm", norm_variants());
   tables["rope"] = describe("rope", rope_variants());
   tables["gate"] = describe("gate", gate_variants());
+  tables["block_max"] = describe("block_max", block_max_variants());
+  tables["sum_exp"] = describe("sum_exp", sum_exp_variants());
   tables["widen"] = describe("widen", widen_variants());
   return tables;
 }
@@ -162,6 +166,21 @@ Array<float> run_rope(const std::string& variant, const Array<float>& x, const A
   find(rope_variants(), variant)(
       {y.mutable_data(), cos.data(), sin.data(), int(x.shape(0)), int(x.shape(1)), int(2 * cos.size())});
   return y;
+}
+
+Array<float> run_block_max(const std::string& variant, const Array<float>& x) {
+  Array<float> maxima(n_blocks(int(x.size())));
+  find(block_max_variants(), variant)({x.data(), int(x.size()), maxima.mutable_data()});
+  return maxima;
+}
+
+// -> sums, weights (None where they are not asked for)
+py::tuple run_sum_exp(const std::string& variant, const Array<float>& x, float max, float scale,
+                      bool with_weights) {
+  Array<float> sums(n_blocks(int(x.size()))), weights(with_weights ? x.size() : 0);
+  float* out = with_weights ? weights.mutable_data() : nullptr;
+  find(sum_exp_variants(), variant)({x.data(), int(x.size()), max, scale, sums.mutable_data(), out});
+  return py::make_tuple(sums, with_weights ? py::object(weights) : py::none());
 }
 
 Array<float> run_gate(const std::string& variant, Activation activation, const Array<float>& gate,
@@ -328,6 +347,10 @@ void bind_kernels(py::module_& m) {
   kernels.def("norm", &run_norm, py::arg("variant"), py::arg("kind"), py::arg("x"), py::arg("w"),
               py::arg("bias") = py::none(), py::arg("eps") = 1e-5f);
   kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));
+  kernels.attr("BLOCK_FLOATS") = kBlockFloats;
+  kernels.def("block_max", &run_block_max, py::arg("variant"), py::arg("x"));
+  kernels.def("sum_exp", &run_sum_exp, py::arg("variant"), py::arg("x"), py::arg("max"), py::arg("scale"),
+              py::arg("with_weights") = true);
   kernels.def("gate", &run_gate, py::arg("variant"), py::arg("activation"), py::arg("gate"),
               py::arg("up") = py::none());
   kernels.def("widen", &run_widen, py::arg("variant"), py::arg("x"));

@@ -1,12 +1,39 @@
 #include "sampler/sampler.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
-#include "core/check.h"
+#include "core/parallel.h"
 
 namespace russet {
+namespace {
+
+constexpr float kBanned = -std::numeric_limits<float>::infinity();
+
+// Every thread has one: it is needed while a token is drawn, and as large as a few rows of logits.
+Candidates& scratch() {
+  static thread_local Candidates candidates;
+  return candidates;
+}
+
+}  // namespace
+
+std::vector<Step> all_steps() {
+  std::vector<Step> steps;
+  for (size_t i = 0; i < std::size(kStepNames); ++i) steps.push_back(Step(i));
+  return steps;
+}
+
+Sampler::Sampler(SamplingOptions options, uint64_t seed, std::span<const int32_t> prompt)
+    : options_(std::move(options)),
+      history_(prompt, options_.penalty_window),
+      state_(seed),
+      mu_(2 * options_.mirostat_tau) {
+  std::sort(options_.dry_breakers.begin(), options_.dry_breakers.end());
+}
 
 // splitmix64 (Steele, Lea, Flood, OOPSLA 2014): the same draws for a seed on every platform.
 double Sampler::uniform() {
@@ -17,76 +44,123 @@ double Sampler::uniform() {
   return double(z >> 11) * 0x1p-53;
 }
 
-static int likeliest(std::span<const float> logits) {
-  int best = -1;
-  float top = -std::numeric_limits<float>::infinity();
-  bool has_nan = false;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    has_nan |= std::isnan(logits[i]);
-    if (logits[i] > top) top = logits[i], best = int(i);
-  }
-  check(!has_nan && best >= 0 && std::isfinite(top), ErrorKind::numerical,
-        "logits: expected numbers, got NaN or infinity; a weight may be damaged");
-  return best;
+void Sampler::append(int32_t token) {
+  history_.append(token);
 }
 
-std::span<const float> Sampler::penalise(std::span<const float> logits, std::span<const int32_t> seen) {
-  penalised_.assign(logits.begin(), logits.end());
-  for (const int32_t token : seen) {
-    if (token < 0 || size_t(token) >= logits.size()) continue;
-    const float logit = logits[size_t(token)], penalty = options_.repetition_penalty;
-    penalised_[size_t(token)] = logit > 0 ? logit / penalty : logit * penalty;
-  }
-  return penalised_;
+// What the steps leave of a row.
+Candidates& Sampler::candidates_of(std::span<const float> logits) {
+  Candidates& candidates = scratch();
+  candidates.begin(logits);
+  ban(candidates);
+  for (const Step step : options_.steps)
+    if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
+  return candidates;
 }
 
-int Sampler::sample(std::span<const float> logits, std::span<const int32_t> seen) {
-  if (options_.repetition_penalty != 1) logits = penalise(logits, seen);
-  const int best = likeliest(logits);
-  if (options_.temperature <= 0) return best;
+int32_t Sampler::sample(std::span<const float> logits) {
+  Candidates& candidates = candidates_of(logits);
+  if (is_greedy()) return candidates.likeliest();
+  const Candidates::Token drawn = candidates.draw(uniform());
+  mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
+  return drawn.id;
+}
 
-  const float top = logits[size_t(best)];
-  candidates_.clear();
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] > -std::numeric_limits<float>::infinity()) candidates_.push_back({int(i), logits[i]});
+void Sampler::probabilities(std::span<const float> logits, double* p) {
+  Candidates& candidates = candidates_of(logits);
+  if (!is_greedy()) return candidates.probabilities(p);
+  std::fill_n(p, logits.size(), 0.0);
+  p[candidates.likeliest()] = 1;
+}
 
-  // Ties in order of id, and only full sorts of what is kept, so that a cut through equal weights and the
-  // order in which the draw walks are the same with every standard library.
-  const auto likelier = [](const Candidate& a, const Candidate& b) {
-    return a.weight > b.weight || (a.weight == b.weight && a.token < b.token);
-  };
-  if (options_.top_k > 0 && size_t(options_.top_k) < candidates_.size()) {
-    std::partial_sort(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(), likelier);
-    candidates_.resize(size_t(options_.top_k));
+void Sampler::take(Step step, Candidates& candidates) {
+  const SamplingOptions& o = options_;
+  switch (step) {
+    case Step::penalties:
+      if (o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)
+        penalise(candidates);
+      break;
+    case Step::dry:
+      if (o.dry_multiplier > 0) penalise_repeats(candidates);
+      break;
+    case Step::temperature:
+      if (o.temperature != 1) candidates.divide(o.temperature);
+      break;
+    case Step::top_n_sigma:
+      if (o.top_n_sigma > 0) candidates.keep_top_n_sigma(o.top_n_sigma);
+      break;
+    case Step::top_k:
+      if (o.top_k > 0) candidates.keep_top_k(o.top_k);
+      break;
+    case Step::top_p:
+      if (o.top_p < 1) candidates.keep_top_p(o.top_p);
+      break;
+    case Step::min_p:
+      if (o.min_p > 0) candidates.keep_min_p(o.min_p);
+      break;
+    case Step::typical_p:
+      if (o.typical_p < 1) candidates.keep_typical(o.typical_p);
+      break;
+    case Step::xtc:
+      if (o.xtc_probability > 0 && uniform() < o.xtc_probability) candidates.exclude_top(o.xtc_threshold);
+      break;
+    case Step::mirostat:
+      if (o.mirostat_tau > 0) candidates.keep_surprise(mu_);
+      break;
   }
-  double total = 0;
-  for (Candidate& c : candidates_)
-    total += double(c.weight = float(std::exp(double(c.weight - top) / double(options_.temperature))));
+}
 
-  // The likeliest has weight 1, so min_p is a threshold on the weights as they are.
-  if (options_.top_p < 1) {
-    // Sorting everything is avoided: the few likeliest nearly always hold top_p of the whole.
-    size_t n_sorted = 0, n_kept = 0;
-    double kept = 0;
-    while (n_kept < candidates_.size() && (n_kept == 0 || kept < double(options_.top_p) * total)) {
-      if (n_kept == n_sorted) {
-        n_sorted = std::min(candidates_.size(), std::max<size_t>(64, 4 * n_sorted));
-        std::partial_sort(candidates_.begin() + std::ptrdiff_t(n_kept),
-                          candidates_.begin() + std::ptrdiff_t(n_sorted), candidates_.end(), likelier);
-      }
-      kept += double(candidates_[n_kept++].weight);
+void Sampler::ban(Candidates& candidates) const {
+  for (const auto& [token, bias] : options_.logit_bias)
+    candidates.change(token, [b = bias](float logit) { return logit + b; });
+  const auto banned = [](float) { return kBanned; };
+  if (history_.n_generated() < options_.min_tokens)
+    for (const int32_t end : options_.ends) candidates.change(end, banned);
+  for (const std::vector<int32_t>& word : options_.bad_words)
+    if (history_.ends_with({word.data(), word.size() - 1})) candidates.change(word.back(), banned);
+}
+
+void Sampler::penalise(Candidates& candidates) const {
+  const float repetition = float(options_.repetition_penalty);
+  const double presence = options_.presence_penalty, frequency = options_.frequency_penalty;
+  for (const History::Count& count : history_.counts())
+    candidates.change(count.token, [&](float logit) {
+      logit = logit > 0 ? logit / repetition : logit * repetition;
+      return count.n_generated > 0 ? float(double(logit) - presence - frequency * count.n_generated) : logit;
+    });
+}
+
+void Sampler::penalise_repeats(Candidates& candidates) {
+  const SamplingOptions& o = options_;
+  for (const auto& [token, length] : history_.repeats(o.dry_allowed_length, o.dry_window, o.dry_breakers)) {
+    const double penalty = o.dry_multiplier * std::pow(o.dry_base, length - o.dry_allowed_length);
+    candidates.change(token, [penalty](float logit) {
+      return logit == kBanned ? logit : float(std::max(double(logit) - penalty, double(-FLT_MAX)));
+    });
+  }
+}
+
+void sample_rows(std::span<Sampler* const> samplers, const float* logits, int vocab_size, int32_t* tokens,
+                 int n_threads) {
+  parallel(n_threads, [&](Share share) {
+    const auto [begin, end] = share.of(int(samplers.size()));
+    for (int row = begin; row < end; ++row) {
+      const std::span<const float> of_row(logits + size_t(row) * size_t(vocab_size), size_t(vocab_size));
+      tokens[row] = samplers[size_t(row)]->sample(of_row);
     }
-    candidates_.resize(n_kept);
-  }
-  if (options_.min_p > 0)
-    std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < options_.min_p; });
+  });
+}
 
-  total = 0;
-  for (const Candidate& c : candidates_) total += double(c.weight);
-  double draw = uniform() * total;
-  for (const Candidate& c : candidates_)
-    if ((draw -= double(c.weight)) < 0) return c.token;
-  return candidates_.back().token;
+Logprobs logprobs(std::span<const float> logits, int32_t token, int n_top) {
+  Candidates& candidates = scratch();
+  candidates.begin(logits);
+  const double log_total = candidates.log_total();
+  Logprobs found{candidates.logit_of(token) - log_total, {}};
+  if (n_top == 0) return found;
+  candidates.keep_top_k(n_top);
+  for (const int32_t id : candidates.ids()) found.top.emplace_back(id, candidates.logit_of(id) - log_total);
+  std::stable_sort(found.top.begin(), found.top.end(), [](auto& a, auto& b) { return a.second > b.second; });
+  return found;
 }
 
 }  // namespace russet

@@ -1,43 +1,115 @@
 // Sampler: logits -> token.
 //
-// In this order, each step optional: lower the logits of tokens seen so far by repetition_penalty (positive
-// ones divided, negative ones multiplied; Keskar et al., arXiv 1909.05858); keep the top_k likeliest, keep
-// the smallest set whose probability reaches top_p (Holtzman et al., arXiv 1904.09751), keep those at least
-// min_p times as likely as the likeliest (Nguyen et al., arXiv 2407.01082), all after the temperature; then
-// draw. Temperature 0 takes the likeliest, the lowest id on a tie.
+// Biases and bans come first, always. Then the steps, in an order that can be chosen; one whose option is at
+// its default changes nothing. The token is drawn from what they leave. Temperature 0 takes the likeliest
+// after penalties, the lowest id on a tie.
+//
+//   penalties    for each token in the window: a positive logit / repetition, a negative one * repetition
+//                (Keskar et al., arXiv 1909.05858), then - presence - frequency * count where it was
+//                generated (the formula of OpenAI's API)
+//   dry          - multiplier * base^(length - allowed_length) for a token that would go on with a repeat of
+//                that length, as llama.cpp has it
+//   temperature  all logits / temperature
+//   top_n_sigma  logits at most n standard deviations below the largest (Tang et al., arXiv 2411.07641)
+//   top_k        the k likeliest
+//   top_p        the fewest that together reach probability p (Holtzman et al., arXiv 1904.09751)
+//   min_p        those at least p times as likely as the likeliest (Nguyen et al., arXiv 2407.01082)
+//   typical_p    the fewest that reach p, those first whose surprise is nearest to the expected one (Meister
+//   et
+//                al., arXiv 2202.00666)
+//   xtc          with some probability all above a threshold but the least likely of them leave, as in
+//   llama.cpp mirostat     those that surprise by at most mu bits; mu then moves so that the surprise of what
+//   is drawn
+//                nears tau (version 2 of Basu et al., arXiv 2007.14966)
 #pragma once
 #include <cstdint>
-#include <span>
+#include <string>
+#include <utility>
 #include <vector>
+
+#include "sampler/candidates.h"
+#include "sampler/history.h"
 
 namespace russet {
 
+enum class Step : int {
+  penalties,
+  dry,
+  temperature,
+  top_n_sigma,
+  top_k,
+  top_p,
+  min_p,
+  typical_p,
+  xtc,
+  mirostat
+};
+inline constexpr const char* kStepNames[] = {"penalties", "dry",   "temperature", "top_n_sigma", "top_k",
+                                             "top_p",     "min_p", "typical_p",   "xtc",         "mirostat"};
+
+std::vector<Step> all_steps();  // in the order above, which is the default
+
 struct SamplingOptions {
-  float temperature = 0;
+  std::vector<Step> steps = all_steps();
+  double temperature = 0;
   int top_k = 0;  // 0: all
-  float top_p = 1, min_p = 0;
-  float repetition_penalty = 1;
+  double top_p = 1, min_p = 0, typical_p = 1;
+  double top_n_sigma = 0;  // 0: off
+  double xtc_probability = 0, xtc_threshold = 0.1;
+  double mirostat_tau = 0, mirostat_eta = 0.1;  // tau in bits, 0: off
+
+  double repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  int penalty_window = 0;  // the last tokens they look at, 0: all
+  double dry_multiplier = 0, dry_base = 1.75;
+  int dry_allowed_length = 2, dry_window = 0;
+  std::vector<int32_t> dry_breakers;
+
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added; -infinity bans
+  std::vector<std::vector<int32_t>> bad_words;        // what must not be completed
+  int min_tokens = 0;                                 // before so many are generated no end comes
+  std::vector<int32_t> ends;
 };
 
 class Sampler {
  public:
-  Sampler(const SamplingOptions& options, uint64_t seed) : options_(options), state_(seed) {}
+  // The prompt is where the text so far begins, which penalties and bans look at.
+  Sampler(SamplingOptions options, uint64_t seed, std::span<const int32_t> prompt = {});
 
-  // Throws Error{numerical} where a logit is NaN or all are -inf. `seen`: the text so far, for the penalty.
-  int sample(std::span<const float> logits, std::span<const int32_t> seen = {});
+  // Draws a token, which is not part of the history until append() says so. Throws Error{numerical} where a
+  // logit is NaN or infinity or all are -infinity, Error{usage} where every token is banned.
+  int32_t sample(std::span<const float> logits);
+
+  // What sample() would draw from: p [logits.size()]. Where xtc is a step its dice are thrown.
+  void probabilities(std::span<const float> logits, double* p);
+
+  void append(int32_t token);  // one that was generated
 
  private:
-  struct Candidate {
-    int token;
-    float weight;  // logit, then probability up to a factor
-  };
-  std::span<const float> penalise(std::span<const float> logits, std::span<const int32_t> seen);
+  Candidates& candidates_of(std::span<const float> logits);
+  void take(Step step, Candidates& candidates);
+  void ban(Candidates& candidates) const;
+  void penalise(Candidates& candidates) const;
+  void penalise_repeats(Candidates& candidates);
+  bool is_greedy() const { return options_.temperature <= 0; }
   double uniform();  // in [0, 1)
 
   SamplingOptions options_;
+  History history_;
   uint64_t state_;
-  std::vector<Candidate> candidates_;
-  std::vector<float> penalised_;
+  double mu_;  // mirostat's, in bits
 };
+
+// tokens[i] = samplers[i]->sample(row i of logits [n_rows, vocab_size]); the samplers are n_rows different
+// ones.
+void sample_rows(std::span<Sampler* const> samplers, const float* logits, int vocab_size, int32_t* tokens,
+                 int n_threads);
+
+// Natural logarithms of the model's own probabilities, over the whole vocabulary and before any step: of a
+// token, and of the n_top likeliest, likeliest first, lower ids first on a tie.
+struct Logprobs {
+  double chosen;
+  std::vector<std::pair<int32_t, double>> top;
+};
+Logprobs logprobs(std::span<const float> logits, int32_t token, int n_top);
 
 }  // namespace russet

@@ -205,20 +205,51 @@ class MetalProduct:
 class MetalCache(KvCache):
     def __init__(self, metal: Metal, n_ctx: int) -> None: ...
 
+class SamplingOptions:
+    """The steps between logits and a token, and their numbers: see csrc/sampler/sampler.h."""
+
+    steps: Sequence[str]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat_tau: float
+    mirostat_eta: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_window: int
+    dry_breakers: Sequence[int]
+    logit_bias: Sequence[tuple[int, float]]
+    bad_words: Sequence[Sequence[int]]
+    min_tokens: int
+    ends: Sequence[int]
+
 class Sampler:
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-    ) -> None: ...
-    def sample(self, logits: _Array, seen: Sequence[int] = ...) -> int: ...
+    def __init__(self, options: SamplingOptions = ..., seed: int = 0, prompt: Sequence[int] = ...) -> None: ...
+    def sample(self, logits: _Array) -> int:
+        """A token. Raises NumericalError where a logit is NaN or infinity, UsageError where all tokens are banned."""
+    def probabilities(self, logits: _Array) -> _Array:
+        """What sample() would draw from: float64 [vocab_size]."""
+    def append(self, token: int) -> None:
+        """The text so far grows by a generated token: penalties and bans look at it."""
+
+def sample_rows(samplers: Sequence[Sampler], logits: _Array, n_threads: int = 1) -> list[int]:
+    """A token for each row of logits [n_rows, vocab_size], each drawn by a sampler of its own."""
+
+def logprobs(logits: _Array, token: int, n_top: int = 0) -> tuple[float, list[tuple[int, float]]]:
+    """Natural-log probability of the token, and of the n_top likeliest as (token, logprob), likeliest first."""
 
 class kernels:
+    BLOCK_FLOATS: int
     @staticmethod
     def variants() -> dict[str, list[tuple[str, bool, bool]]]: ...
 

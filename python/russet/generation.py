@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -42,6 +41,9 @@ class Piece:
     generated_tokens: int  #: tokens generated so far
     first_token_s: float  #: seconds from the call to the first token
     tokens_per_s: float  #: speed since the first token; 0 before the second
+    #: where asked for, natural-log probability of the token in the model's own distribution, before any sampling option
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] | None = None  #: likewise of the likeliest tokens, (id, logprob), falling
 
 
 class TextStream(Protocol):
@@ -157,6 +159,7 @@ def generate(
     prompt: Sequence[int],
     options: GenerateOptions,
     *,
+    sampler: _core.Sampler,
     miss: str | None,
     detokenizer: TextStream,
     eos_token_ids: Sequence[int],
@@ -178,25 +181,22 @@ def generate(
     if not shifts:
         n_most = min(n_most, n_ctx - len(prompt))
     ends = frozenset() if options.ignore_eos else frozenset(eos_token_ids)
-    sampler = _core.Sampler(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        seed=secrets.randbits(64) if options.seed is None else options.seed,
-    )
     stops = StopStrings(options.stop)
     text = list(prompt)
-    seen: Sequence[int] = text if options.repetition_penalty != 1 else ()  # else nobody asks what was said
-    greedy = options.temperature == 0 and options.repetition_penalty == 1 and options.use_cache
+    greedy = options.takes_likeliest and options.use_cache
+    logprobs: tuple[float, list[tuple[int, float]]] | None = None  # of the last token
 
     def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, is_last: bool) -> int:
         """Append tokens; the one chosen to follow them. is_last: it will not be appended itself."""
+        nonlocal logprobs
         try:
             if greedy and len(tokens) == 1:
                 return conversation.append_greedy(tokens[0], is_last=is_last)
-            return sampler.sample(conversation.append(tokens, progress=progress), seen)
+            logits = conversation.append(tokens, progress=progress)
+            token = sampler.sample(logits)
+            if options.logprobs:
+                logprobs = _core.logprobs(logits, token, options.top_logprobs)
+            return token
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
@@ -216,6 +216,8 @@ def generate(
             generated_tokens=n,
             first_token_s=first - start,
             tokens_per_s=(n - 1) / (now - first) if n > 1 else 0.0,
+            logprob=logprobs[0] if logprobs and n else None,
+            top_logprobs=logprobs[1] if logprobs and n and options.top_logprobs else None,
         )
 
     if n_most <= 0:
@@ -224,6 +226,7 @@ def generate(
     for n in itertools.count(1):
         now = time.perf_counter()
         text.append(token)
+        sampler.append(token)
         shown, stopped = stops.push(detokenizer.push(token))
         if not stopped and (token in ends or n == n_most):
             tail, stopped = stops.push(detokenizer.finish())

@@ -30,6 +30,7 @@ from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.prefix_cache import TURNED_OFF, PrefixCache
 from russet.quantization import Quantization
+from russet.sampling import make_sampler
 from russet.saved_cache import SavedText
 from russet.tokenizer import Message, Tokenizer
 from russet.weights import (
@@ -516,10 +517,16 @@ class Model:
             detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
         else:
             detokenizer = Continuation(self.tokenizer, ids)
-        return self._stream(ids, chosen, detokenizer, progress or (lambda done, total: None))
+        sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
+        return self._stream(ids, chosen, sampler, detokenizer, progress or (lambda done, total: None))
 
     def _stream(
-        self, ids: list[int], options: GenerateOptions, detokenizer: TextStream, progress: Progress
+        self,
+        ids: list[int],
+        options: GenerateOptions,
+        sampler: _core.Sampler,
+        detokenizer: TextStream,
+        progress: Progress,
     ) -> Generator[Piece]:
         miss: str | None = TURNED_OFF
         conversation = Conversation(self.session(), self.config)
@@ -530,6 +537,7 @@ class Model:
                 conversation,
                 ids,
                 options,
+                sampler=sampler,
                 miss=miss,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,

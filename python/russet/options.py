@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -23,12 +23,32 @@ class GenerateKeywords(TypedDict, total=False):
     """The keywords of generate(), stream() and chat(); GenerateOptions says what they mean."""
 
     max_tokens: int | None
+    min_tokens: int
     temperature: float
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat_tau: float
+    mirostat_eta: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_window: int
+    dry_breakers: str | Sequence[str]
+    logit_bias: LogitBias
+    bad_words: BadWords
+    samplers: Sequence[str]
     seed: int | None
+    logprobs: bool
+    top_logprobs: int
     stop: str | Sequence[str]
     ignore_eos: bool
     use_cache: bool
@@ -36,9 +56,19 @@ class GenerateKeywords(TypedDict, total=False):
     n_sinks: int
     temp: float  #: the same as temperature
     max_new_tokens: int | None  #: the same as max_tokens
+    min_new_tokens: int  #: the same as min_tokens
 
 
-ALIASES = {"temp": "temperature", "max_new_tokens": "max_tokens"}
+ALIASES = {"temp": "temperature", "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+#: The steps from logits to the tokens that one is drawn from, in their default order: transformers' where it has them.
+SAMPLERS = (
+    "penalties", "dry", "temperature", "top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "xtc", "mirostat",
+)  # fmt: skip
+MAX_TOP_LOGPROBS = 20
+
+LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
+BadWords = str | Sequence[str | Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +81,32 @@ class GenerateOptions:
     """
 
     max_tokens: int | None = 256  #: tokens to generate at most; None: until the model ends or the context is full
-    temperature: float = 0.0  #: 0 always takes the likeliest token
+    min_tokens: int = 0  #: the model does not end before so many; a stop string still does
+    temperature: float = 0.0  #: 0 always takes the likeliest token, after penalties
     top_k: int = 0  #: keep this many of the likeliest tokens; 0 keeps all
     top_p: float = 1.0  #: keep the likeliest tokens up to this total probability
     min_p: float = 0.0  #: keep tokens at least this many times as likely as the likeliest
+    typical_p: float = 1.0  #: keep tokens of nearly expected surprise up to this total probability (arXiv 2202.00666)
+    top_n_sigma: float = 0.0  #: keep logits at most so many standard deviations below the largest; 0: off
+    xtc_probability: float = 0.0  #: how often XTC leaves out all tokens above its threshold but the least likely
+    xtc_threshold: float = 0.1  #: of probability; above 0.5 XTC has no effect
+    mirostat_tau: float = 0.0  #: surprise that mirostat 2 aims at, in bits; 0: off (arXiv 2007.14966)
+    mirostat_eta: float = 0.1  #: how fast it corrects itself
     repetition_penalty: float = 1.0  #: above 1 makes tokens of the text so far less likely (arXiv 1909.05858)
+    presence_penalty: float = 0.0  #: taken from the logit of every token generated so far, as in OpenAI's API
+    frequency_penalty: float = 0.0  #: the same, times how often it was generated
+    penalty_window: int = 0  #: the last tokens these three look at, prompt included; 0: all
+    dry_multiplier: float = 0.0  #: DRY: what a token loses that would go on with a repeat of n tokens; 0: off
+    dry_base: float = 1.75  #: that is dry_multiplier * dry_base ** (n - dry_allowed_length)
+    dry_allowed_length: int = 2  #: shorter repeats cost nothing
+    dry_window: int = 0  #: the last tokens in which repeats are looked for; 0: all
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  #: no repeat goes across a token with one of these
+    logit_bias: LogitBias = ()  #: token id -> what its logit is raised by, before all else; -inf bans it
+    bad_words: BadWords = ()  #: texts or lists of token ids that must not come
+    samplers: tuple[str, ...] = SAMPLERS  #: which steps, in which order; one that is left out is not taken
     seed: int | None = None  #: None draws a fresh one
+    logprobs: bool = False  #: give the logprob of every token
+    top_logprobs: int = 0  #: and of so many of the likeliest in its place, up to 20
     stop: tuple[str, ...] = ()  #: texts that end generation; they are not part of the result
     ignore_eos: bool = False  #: go on after the model's end-of-text token
     use_cache: bool = True  #: keep keys and values; without, every step computes the whole text again
@@ -73,24 +123,66 @@ class GenerateOptions:
             need(not isinstance(value, bool) and isinstance(value, (int, float)), field, "a number")
             return float(value) if math.isfinite(value) else math.nan
 
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        need(isinstance(self.stop, (list, tuple)), "stop", "a string or several")
-        object.__setattr__(self, "stop", tuple(self.stop))
-        need(all(isinstance(s, str) and s for s in self.stop), "stop", "strings that are not empty")
+        self._check_texts("stop", need)
         if self.max_tokens is not None:
             need(_is_int(self.max_tokens) and self.max_tokens >= 0, "max_tokens", "an integer from 0 on, or None")
-        need(number("temperature") >= 0, "temperature", "0 or more")
-        need(_is_int(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "an integer from 0 on")
-        need(0 < number("top_p") <= 1, "top_p", "more than 0 and at most 1")
-        need(0 <= number("min_p") <= 1, "min_p", "0 to 1")
+        for field in ("min_tokens", "top_k", "penalty_window", "dry_allowed_length", "dry_window", "top_logprobs"):
+            value = getattr(self, field)
+            need(_is_int(value) and 0 <= value < 2**31, field, "an integer from 0 on")
+        for field in ("temperature", "top_n_sigma", "xtc_threshold", "mirostat_tau", "mirostat_eta", "dry_multiplier"):
+            need(number(field) >= 0, field, "0 or more")
+        for field in ("top_p", "typical_p"):
+            need(0 < number(field) <= 1, field, "more than 0 and at most 1")
+        for field in ("min_p", "xtc_probability"):
+            need(0 <= number(field) <= 1, field, "0 to 1")
         need(number("repetition_penalty") > 0, "repetition_penalty", "more than 0")
+        for field in ("presence_penalty", "frequency_penalty"):
+            need(not math.isnan(number(field)), field, "a number")
+        need(number("dry_base") >= 1, "dry_base", "1 or more")
+        need(self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
+        self._check_texts("dry_breakers", need)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "bad_words", _words(self.bad_words))
+        self._check_samplers()
         if self.seed is not None:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
         need(self.context_overflow in ("error", "shift"), "context_overflow", "'error' or 'shift'")
         need(_is_int(self.n_sinks) and self.n_sinks >= 0, "n_sinks", "an integer from 0 on")
-        for field in ("ignore_eos", "use_cache"):
+        for field in ("ignore_eos", "use_cache", "logprobs"):
             need(isinstance(getattr(self, field), bool), field, "True or False")
+        if self.top_logprobs:
+            object.__setattr__(self, "logprobs", True)
+
+    def _check_texts(self, field: str, need: Callable[[bool, str, str], None]) -> None:
+        """One text or several become a tuple of texts."""
+        texts = getattr(self, field)
+        need(isinstance(texts, (str, list, tuple)), field, "a string or several")
+        need(all(isinstance(s, str) for s in texts) and "" not in (texts, *texts), field, "strings that are not empty")
+        object.__setattr__(self, field, (texts,) if isinstance(texts, str) else tuple(texts))
+
+    def _check_samplers(self) -> None:
+        names = self.samplers
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise UsageError(f"samplers: expected a list of names, got {names!r}")
+        for i, name in enumerate(names):
+            if name not in SAMPLERS:
+                near = difflib.get_close_matches(str(name), SAMPLERS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SAMPLERS)}"
+                raise UsageError(f"samplers: no step is called {name!r}; {hint}")
+            if name in names[:i]:
+                raise UsageError(f"samplers: {name!r} is there twice")
+        object.__setattr__(self, "samplers", tuple(names))
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the largest of the model's logits decides, so that a device may choose and keep the others."""
+        return (
+            self.temperature == 0
+            and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
+            and self.dry_multiplier == 0
+            and self.min_tokens == 0
+            and not (self.logit_bias or self.bad_words or self.logprobs)
+        )
 
     def with_keywords(self, keywords: Mapping[str, Any]) -> GenerateOptions:
         """These options changed by keywords; raises UsageError on an unknown one, with the nearest known."""
@@ -108,6 +200,34 @@ class GenerateOptions:
         return dataclasses.replace(self, **changes) if changes else self
 
 
+def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
+    checked: list[tuple[int, float]] = []
+    if isinstance(biases, Mapping):
+        biases = [*biases.items()]
+    for pair in biases if isinstance(biases, Sequence) else [biases]:
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2
+        token, bias = pair if is_pair else (pair, None)
+        if not _is_int(token) or not 0 <= token < 2**31:
+            raise UsageError(f"logit_bias: expected token ids from 0 on, got {token!r:.80}")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not bias <= 1e38:  # float32 holds 3e38
+            raise UsageError(f"logit_bias: expected a number or -inf for token {token}, got {bias!r:.80}")
+        checked.append((token, float(bias)))
+    return tuple(checked)
+
+
+def _words(words: Any) -> tuple[str | tuple[int, ...], ...]:
+    if isinstance(words, str):
+        words = (words,)
+    checked: list[str | tuple[int, ...]] = []
+    for word in words if isinstance(words, Sequence) else (None,):
+        is_text = isinstance(word, str)
+        is_ids = isinstance(word, Sequence) and all(_is_int(id) and 0 <= id < 2**31 for id in word)
+        if not word or not (is_text or is_ids):
+            raise UsageError(f"bad_words: expected texts or lists of token ids, none of them empty, got {words!r:.80}")
+        checked.append(word if is_text else tuple(word))
+    return tuple(checked)
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -118,18 +238,14 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0, 0.0),
     "no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1, 1.0),
-    "typical_p": (1, 1.0),
     "epsilon_cutoff": (0, 0.0),
     "eta_cutoff": (0, 0.0),
-    "bad_words_ids": ([],),
-    "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
     "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (),
     "min_length": (0,),
-    "min_new_tokens": (0,),
 }
 
 
@@ -147,6 +263,14 @@ def options_of(hf: Reader) -> GenerateOptions:
         changes["max_tokens"] = hf.size("max_new_tokens")
     if "repetition_penalty" in hf:
         changes["repetition_penalty"] = hf.number("repetition_penalty")
+    if hf.values.get("min_new_tokens"):  # null or 0: none
+        changes["min_tokens"] = hf.size("min_new_tokens")
+    if "bad_words_ids" in hf:
+        changes["bad_words"] = _list(hf, "bad_words_ids")
+        if any(isinstance(word, str) for word in changes["bad_words"]):
+            raise ConfigError(f"{hf.where}: bad_words_ids: expected lists of token ids, got a text")
+    if "suppress_tokens" in hf:
+        changes["logit_bias"] = [(id, -math.inf) for id in _list(hf, "suppress_tokens")]
     if hf.flag("do_sample", False):
         off = "top_k" in hf.values and not hf.values["top_k"]  # null or 0: keep all
         changes |= {
@@ -154,8 +278,16 @@ def options_of(hf: Reader) -> GenerateOptions:
             "top_k": 0 if off else hf.size("top_k", 50),  # 50: transformers' default where the file is silent
             "top_p": hf.number("top_p", 1.0),
             "min_p": hf.number("min_p", 0.0),
+            "typical_p": hf.number("typical_p", 1.0),
         }
     try:
         return GenerateOptions(**changes)
     except UsageError as error:
         raise ConfigError(f"{hf.where}: {error}") from error
+
+
+def _list(hf: Reader, key: str) -> list[Any]:
+    value = hf.values[key]
+    if not isinstance(value, list):
+        raise ConfigError(f"{hf.where}: {key}: expected a list, got {value!r:.80}")
+    return value

@@ -17,7 +17,7 @@ from russet.cli.terminal import status
 from russet.errors import UsageError
 from russet.hub import resolve
 from russet.model import BACKENDS
-from russet.options import GenerateOptions
+from russet.options import SAMPLERS, GenerateOptions
 from russet.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -144,15 +144,7 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", "-n", type=_max_tokens, metavar="N",
         help=f"tokens to generate at most, -1 for as many as fit (default: {default.max_tokens}, or the model's)",
     )  # fmt: skip
-    add(
-        "--temp", "--temperature", dest="temperature", type=float, metavar="T",
-        help="0 takes the likeliest token (default: 0, or the model's)",
-    )  # fmt: skip
-    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens up to this total probability")
-    add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
-    add("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the likeliest")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1: tokens of the text so far get less likely")
-    add("--seed", "-s", type=int, metavar="N", help="the same seed gives the same text")
+    add("--min-tokens", type=int, metavar="N", help="the model's own end of text may not come before")
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
     add("--no-cache", dest="use_cache", action="store_false", help="compute the whole text anew for every token")
@@ -161,10 +153,55 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
         help="a full context ends the text (error, the default), or goes on with half of it (shift)",
     )  # fmt: skip
     add("--n-sinks", type=int, metavar="N", help="first tokens that a shift keeps (default: 4)")
+    add_sampling_flags(parser)
     group = parser.add_argument_group("conversation")
     group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
     group.add_argument("--ignore-chat-template", action="store_true", help="go on with the text as it stands")
     parser.add_argument("--verbose", "-v", action="store_true", help="end with a line of tokens and speeds")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How a token is chosen: see russet.GenerateOptions."""
+    group = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add(
+        "--temp", "--temperature", dest="temperature", type=float, metavar="T",
+        help="0 takes the likeliest token (default: 0, or the model's)",
+    )  # fmt: skip
+    add("--seed", "-s", type=int, metavar="N", help="the same seed gives the same text")
+    add("--top-k", type=int, metavar="N", help="keep the N likeliest tokens")
+    add("--top-p", type=float, metavar="P", help="keep the likeliest tokens up to this total probability")
+    add("--min-p", type=float, metavar="P", help="keep tokens at least P times as likely as the likeliest")
+    add("--typical-p", type=float, metavar="P", help="keep the most typical tokens up to this total probability")
+    add("--top-n-sigma", type=float, metavar="N", help="keep logits N standard deviations below the largest")
+    add("--xtc-probability", type=float, metavar="P", help="how often likely tokens but the last of them are left out")
+    add("--xtc-threshold", type=float, metavar="P", help="which tokens are likely for that (default: 0.1)")
+    add("--mirostat-tau", type=float, metavar="BITS", help="mirostat 2: surprise to aim at")
+    add("--mirostat-eta", type=float, metavar="X", help="mirostat 2: how fast to correct (default: 0.1)")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1: tokens of the text so far get less likely")
+    add("--presence-penalty", type=float, metavar="X", help="taken from the logit of a token that was generated")
+    add("--frequency-penalty", type=float, metavar="X", help="the same, times how often it was generated")
+    add("--penalty-window", type=int, metavar="N", help="the last tokens these three look at (default: all)")
+    add("--dry-multiplier", type=float, metavar="X", help="DRY: how much a token costs that goes on with a repeat")
+    add("--dry-base", type=float, metavar="X", help="DRY: how fast that grows with its length (default: 1.75)")
+    add("--dry-allowed-length", type=int, metavar="N", help="DRY: shorter repeats cost nothing (default: 2)")
+    add("--dry-window", type=int, metavar="N", help="DRY: the last tokens it looks at (default: all)")
+    add(
+        "--dry-breaker", dest="dry_breakers", action="append", metavar="TEXT",
+        help="DRY: no repeat goes across this text; may be given several times (default: line break, colon, \", *)",
+    )  # fmt: skip
+    add(
+        "--logit-bias", action="append", type=_logit_bias, metavar="ID=X",
+        help="raise the logit of a token by X, or ban it by -inf; may be given several times",
+    )  # fmt: skip
+    add(
+        "--bad-word", dest="bad_words", action="append", metavar="TEXT",
+        help="text that must not come; may be given several times",
+    )  # fmt: skip
+    add(
+        "--samplers", type=lambda names: names.split(","), metavar="NAME,..",
+        help=f"the steps to take, in this order (default: {','.join(SAMPLERS)})",
+    )  # fmt: skip
 
 
 def generate_options(args: argparse.Namespace) -> GenerateKeywords:
@@ -218,3 +255,11 @@ def _max_tokens(text: str) -> int | None:
         return None if text == "-1" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+
+
+def _logit_bias(text: str) -> tuple[int, float]:
+    try:
+        token, _, bias = text.partition("=")
+        return int(token), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID=X, as in 42=-1.5, got {text!r}") from None
