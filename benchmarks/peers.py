@@ -109,8 +109,8 @@ def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
         found[f"russet {how}"] = Spec("Russet", {**here, "n_ctx": n_ctx, "quantize": how}, asked_for=False)
     if args.caches:
         int8 = {**here, "n_ctx": n_ctx, "quantize": "int8", "kv_dtype": "int8"}
-        found["russet int8, int8 cache"] = Spec("Russet", int8)
-        found["russet int8, int8 cache and attention"] = Spec("Russet", int8 | {"attention": "int8"})
+        found["russet int8 + int8 cache"] = Spec("Russet", int8)
+        found["russet int8 + int8 cache and attention"] = Spec("Russet", int8 | {"attention": "int8"})
     for name, dtype in (("bf16", "bfloat16"), ("f32", "float32")):
         found[f"transformers {name}"] = Spec("Transformers", {**here, "dtype": dtype}, asked_for=False)
     for gguf in args.gguf:
@@ -119,7 +119,7 @@ def specs(args: argparse.Namespace, n_ctx: int) -> dict[str, Spec]:
         found[name] = Spec("LlamaCpp", options)
         if args.caches:
             found[f"{name} flash"] = Spec("LlamaCpp", options | {"flash": True})
-            found[f"{name} flash, q8_0 cache"] = Spec("LlamaCpp", options | {"flash": True, "cache": "q8_0"})
+            found[f"{name} flash + q8_0 cache"] = Spec("LlamaCpp", options | {"flash": True, "cache": "q8_0"})
     found["russet mlx"] = Spec("Russet", {**here, "n_ctx": n_ctx, "backend": "mlx"}, asked_for=False)
     for peer, kind in IN_FOLDERS.items():
         for folder in getattr(args, peer):
