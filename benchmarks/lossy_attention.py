@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import russet
+from russet import _core
 from report import Table, interleaved, machine, plot_lines
 from russet.perplexity import compare
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE.png")
     args = parser.parse_args()
     depths = [int(depth) for depth in args.depth.split(",") if depth]
-    print(machine(args.threads or 0))
+    print(machine(args.threads or _core.default_threads()))
     n_ctx = max([args.n_ctx, *(depth + N_DECODE + 1 for depth in depths)])
 
     def load(options: Mapping[str, Any]) -> russet.Model:
