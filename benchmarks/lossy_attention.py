@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import russet
-from russet import _core
 from report import Table, interleaved, machine, plot_lines
+from russet import _core
 from russet.perplexity import compare
 
 EXACT = {"kv_dtype": "float32"}
@@ -103,9 +103,9 @@ def main() -> None:
         plot_lines(
             args.plot,
             title=f"What a smaller cache costs, windows of {args.n_ctx} tokens",
-            xlabel="bytes of the cache, share of float32",
+            xlabel="share of keys and values asked for",
             ylabel="KL from the exact model, nats",
-            x=[shares[name] for name in by_budget],
+            x=SHARES[1:],
             lines={
                 "blocks looked at most (KV-Compress)": [kl[name] for name in by_budget],
                 "sinks and a window (StreamingLLM)": [kl[name] for name in by_window],
