@@ -84,25 +84,29 @@ def _llama3(text: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _mistral(text: str) -> tuple[str, list[dict[str, Any]]]:
-    before, *parts = text.split("[TOOL_CALLS]")
-    if not parts:
+    before, tag, said = text.partition("[TOOL_CALLS]")
+    if not tag:
         if re.match(r'\s*\[\s*\{\s*"(name|arguments|id)"', text) is None:
             return text, []
-        before, parts = "", [text]
-    calls = []
-    for part in parts:
-        said = part.removesuffix("</s>").strip()
-        if said.startswith("["):
-            values, done = _json(said, 0)
-            calls += [_call(value) for value in values]
-        elif (name := re.match(r"([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)", said)) is not None:
+        before, said = "", text
+    calls: list[dict[str, Any]] = []
+    done = _skip(said, 0, r"\s*")
+    while done < len(said):
+        if said.startswith("[", done):
+            values, done = _json(said, done)
+            if not tag and not all(map(_is_call, values)):
+                return text, []  # JSON that was asked for
+            calls += map(_call, values)
+        elif name := _NAME.match(said, done):
             arguments, done = _json(said, name.end())
             calls.append(_call({"name": name[1], "arguments": arguments}))
         else:
-            raise _BrokenCall(f"expected a list of calls, or a name and its arguments, got {said!r:.40}")
-        if done < len(said):
-            raise _BrokenCall(f"expected its end, got {said[done:]!r:.40}")
+            raise _BrokenCall(f"expected a list of calls, or a name and its arguments, got {said[done:]!r:.40}")
+        done = _skip(said, done, r"\s*(\[TOOL_CALLS\]|</s>)?\s*")
     return before.strip(), calls
+
+
+_NAME = re.compile(r"([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
 
 
 #: name -> what takes a text apart into its content and its calls
