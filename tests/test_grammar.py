@@ -91,7 +91,7 @@ def test_the_text_is_one_of_the_choices(demo):
 
 
 def test_the_text_follows_a_lark_grammar(demo):
-    ends = {id: 3.0 for id in demo.tokenizer.encode("THE END", add_special_tokens=False)}
+    ends = dict.fromkeys(demo.tokenizer.encode("THE END", add_special_tokens=False), 3.0)
     text = demo.generate(PROMPT, grammar=DIALOGUE, logit_bias=ends, max_tokens=400, **SAMPLED)
     assert re.fullmatch(r"((King|Queen): [a-z]{1,6}\n)+THE END", text)
 
@@ -159,11 +159,13 @@ def test_max_tokens_and_stop_strings_still_end_a_text(demo):
 def test_penalties_and_bans_act_inside_a_grammar(demo):
     plain = demo.generate(PROMPT, choices=["king", "queen"], temperature=0)
     token = demo.generate_tokens(PROMPT, choices=["king", "queen"], temperature=0)[0]
-    bias = {id: -np.inf for id, text in enumerate(demo.tokenizer.token_bytes()) if text and plain.encode()[:1] == text[:1]}
+    bias = {
+        id: -np.inf for id, text in enumerate(demo.tokenizer.token_bytes()) if text and plain.encode()[:1] == text[:1]
+    }
     assert token in bias
     other = demo.generate(PROMPT, choices=["king", "queen"], temperature=0, logit_bias=bias)
     assert {plain, other} == {"king", "queen"}
-    with pytest.raises(UsageError, match="every token that could come is banned, by .* or a grammar"):
+    with pytest.raises(UsageError, match=r"every token that could come is banned, by .* or a grammar"):
         demo.generate(PROMPT, choices=[plain], logit_bias=bias)
 
 
@@ -219,7 +221,7 @@ def test_every_tokenizer_may_write_what_fits_and_nothing_else(name):
     assert grammar.finished
 
 
-@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+@pytest.mark.parametrize("name", sorted({*TOKENIZERS} - {"t5-small"}))
 def test_the_bytes_of_tokens_join_to_the_text(name):
     tokenizer = load(name)
     tokens = tokenizer.token_bytes()
@@ -228,10 +230,17 @@ def test_the_bytes_of_tokens_join_to_the_text(name):
         assert b"".join(tokens[id] for id in ids).decode().removeprefix(" ") == tokenizer.decode(ids)
 
 
+def test_a_tokenizer_whose_text_is_cleaned_up_holds_no_grammar():
+    with pytest.raises(TokenizerError, match="not that of its tokens one by one"):
+        make_grammar(GenerateOptions(regex="a"), load("t5-small"))
+
+
 def json_schemas():
     """Schemas of many kinds that something fits; what may be long is bounded, for the demo's context is small."""
     texts = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=6)
-    bounds = st.tuples(st.integers(-1000, 1000), st.integers(0, 500)).map(lambda b: {"minimum": b[0], "maximum": sum(b)})
+    bounds = st.tuples(st.integers(-1000, 1000), st.integers(0, 500)).map(
+        lambda b: {"minimum": b[0], "maximum": sum(b)}
+    )
     sizes = st.tuples(st.integers(0, 3), st.integers(0, 3))
     scalars = st.none() | st.booleans() | st.integers(-99, 99) | texts
     leaves = st.one_of(
@@ -256,16 +265,18 @@ def json_schemas():
         )
         names = texts.filter(bool)
         objects = st.dictionaries(names, inner, max_size=4).flatmap(
-            lambda properties: st.sets(st.sampled_from(sorted(properties))).map(
-                lambda required: {
-                    "type": "object",
-                    "properties": properties,
-                    "required": sorted(required),
-                    "additionalProperties": False,
-                }
+            lambda properties: (
+                st.sets(st.sampled_from(sorted(properties))).map(
+                    lambda required: {
+                        "type": "object",
+                        "properties": properties,
+                        "required": sorted(required),
+                        "additionalProperties": False,
+                    }
+                )
+                if properties
+                else st.just({"type": "object", "additionalProperties": False})
             )
-            if properties
-            else st.just({"type": "object", "additionalProperties": False})
         )
         return st.one_of(arrays, tuples, objects, st.lists(inner, min_size=1, max_size=3).map(lambda s: {"anyOf": s}))
 

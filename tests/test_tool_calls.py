@@ -101,7 +101,9 @@ def test_arguments_may_be_json_in_a_string():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("text", ["It is sunny.", " \n", "", '{"sky": "blue"}', "[1, 2]", '{"name": "Emma"}', '[{"name": "Emma"}]'])
+@pytest.mark.parametrize(
+    "text", ["It is sunny.", " \n", "", '{"sky": "blue"}', "[1, 2]", '{"name": "Emma"}', '[{"name": "Emma"}]']
+)
 def test_a_reply_without_calls_is_content(format, text):
     assert parse_tool_calls(text, format) == {"content": text, "tool_calls": []}
 
@@ -109,15 +111,27 @@ def test_a_reply_without_calls_is_content(format, text):
 @pytest.mark.parametrize(
     ("format", "text", "error"),
     [
-        ("hermes", '<tool_call>{"name": "f", </tool_call>', "tool call: expected JSON, got '{\"name\""),
+        ("hermes", '<tool_call>{"name": "f", </tool_call>', 'tool call: expected JSON, got \'{"name"'),
         ("hermes", '<tool_call>{"name": "f"} and', "tool call: expected </tool_call>, got ' and'"),
         ("hermes", "<tool_call>[1]</tool_call>", "tool call: expected an object with a name, got '[1]'"),
-        ("hermes", '<tool_call>{"name": "f", "arguments": 3}', "tool call: arguments of 'f': expected an object, got '3'"),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": 3}',
+            "tool call: arguments of 'f': expected an object, got '3'",
+        ),
         ("llama3", '{"name": "f", "parameters": {', "tool call: expected JSON"),
         ("llama3", "<|python_tag|>print(1)", "tool call: expected JSON"),
         ("mistral", '[TOOL_CALLS][{"name": "f"', "tool call: expected JSON"),
-        ("mistral", "[TOOL_CALLS]what?", "tool call: expected a list of calls, or a name and its arguments, got 'what?'"),
-        ("mistral", said("mistral", PARIS) + " so", "tool call: expected a list of calls, or a name and its arguments, got 'so'"),
+        (
+            "mistral",
+            "[TOOL_CALLS]what?",
+            "tool call: expected a list of calls, or a name and its arguments, got 'what?'",
+        ),
+        (
+            "mistral",
+            said("mistral", PARIS) + " so",
+            "tool call: expected a list of calls, or a name and its arguments, got 'so'",
+        ),
     ],
 )
 def test_a_broken_call_is_content_with_an_error(format, text, error):

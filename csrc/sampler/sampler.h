@@ -1,8 +1,8 @@
 // Sampler: logits -> token.
 //
-// What a grammar does not allow is no candidate. Biases and bans come next, always. Then the steps, in an order that can be chosen; one whose option is at
-// its default changes nothing. The token is drawn from what they leave. Temperature 0 takes the likeliest
-// after penalties, the lowest id on a tie.
+// What a grammar does not allow is no candidate. Biases and bans come next, always. Then the steps, in an
+// order that can be chosen; one whose option is at its default changes nothing. The token is drawn from what
+// they leave. Temperature 0 takes the likeliest after penalties, the lowest id on a tie.
 //
 //   penalties    for each token in the window: a positive logit / repetition, a negative one * repetition
 //                (Keskar et al., arXiv 1909.05858), then - presence - frequency * count where it was

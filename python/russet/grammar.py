@@ -57,7 +57,8 @@ class Grammar:
     @property
     def finished(self) -> bool:
         """Whether the text is complete, and nothing can follow."""
-        return self._matcher.is_stopped()
+        stopped: bool = self._matcher.is_stopped()
+        return stopped
 
     def _check(self) -> None:
         if self._matcher.is_error():

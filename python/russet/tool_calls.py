@@ -73,7 +73,8 @@ def _llama3(text: str) -> tuple[str, list[dict[str, Any]]]:
     said = re.sub(r"<\|e(om|ot)_id\|>\s*$", "", said).strip()
     if not tag and re.match(r'\{\s*"(name|type|parameters)"', said) is None:
         return text, []
-    calls, done = [], 0
+    calls: list[dict[str, Any]] = []
+    done = 0
     while done < len(said):
         value, done = _json(said, done)
         if not tag and not calls and not _is_call(value):

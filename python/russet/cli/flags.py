@@ -211,7 +211,13 @@ def add_grammar_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--json-schema", type=_text_of, metavar="FILE", help="the text is JSON that this schema describes")
     add("--regex", metavar="PATTERN", help="the text as a whole matches this")
-    add("--choice", dest="choices", action="append", metavar="TEXT", help="the text is one of these; given several times")
+    add(
+        "--choice",
+        dest="choices",
+        action="append",
+        metavar="TEXT",
+        help="the text is one of these; given several times",
+    )
     add("--grammar", type=_text_of, metavar="FILE", help="the text follows this grammar, in Lark's notation")
 
 

@@ -153,7 +153,9 @@ class Tokenizer:
             else:
                 added = b"" if token is None else self._vocabulary.token_bytes(id)
             if added is None:
-                raise TokenizerError("this tokenizer's text is not that of its tokens one by one: no grammar can be held")
+                raise TokenizerError(
+                    "this tokenizer's text is not that of its tokens one by one: no grammar can be held"
+                )
             found.append(added)
         return found
 
