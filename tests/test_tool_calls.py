@@ -1,5 +1,6 @@
 """Tool calls: what models write becomes plain dicts; what is broken is said, and raises nothing."""
 
+import dataclasses
 import json
 
 import pytest
@@ -158,3 +159,17 @@ def test_an_unknown_format_is_refused(demo):
 def test_tools_need_a_conversation(demo):
     with pytest.raises(UsageError, match="tools: the chat template tells the model of them"):
         demo.generate("Hi", tools=[])
+
+
+def test_tools_reach_the_template(demo, monkeypatch):
+    template = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{{ messages[0].content }}"
+    files = dataclasses.replace(demo.tokenizer._files, templates={"default": template})
+    monkeypatch.setattr(demo.tokenizer, "_files", files)
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+    for options, prompt in (({"tools": tools}, "get_weather;Hi"), ({}, "Hi")):
+        assert next(demo.stream([{"role": "user", "content": "Hi"}], max_tokens=0, **options)).prompt_tokens == len(
+            demo.tokenizer.encode(prompt)
+        )
+        assert demo.chat("Hi", temperature=0, max_tokens=5, **options) == demo.generate(
+            prompt, temperature=0, max_tokens=5
+        )
