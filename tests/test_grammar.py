@@ -225,6 +225,24 @@ def test_every_tokenizer_may_write_what_fits_and_nothing_else(name):
     assert grammar.finished
 
 
+@pytest.mark.parametrize("name", sorted({*TOKENIZERS} - {"t5-small", "spm-unigram-test_model"}))
+def test_forced_tokens_spell_what_the_grammar_says_as_the_tokenizer_does(name):
+    tokenizer = load(name)
+    tokens = tokenizer.token_bytes()
+    grammar = make_grammar(GenerateOptions(choices=[TEXT]), tokenizer)
+    ids = []
+    while not grammar.finished:
+        token = grammar.forced()
+        if token is None:
+            break
+        ids.append(token)
+        grammar.accept(token)
+    expected = _Tokens(tokenizer)(TEXT)
+    n_alike = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), len(ids))
+    assert n_alike == len(ids) >= len(expected) - 2  # the last ones might still be other tokens
+    assert TEXT.encode().startswith(b"".join(tokens[id] for id in ids))
+
+
 @pytest.mark.parametrize("name", sorted({*TOKENIZERS} - {"t5-small"}))
 def test_the_bytes_of_tokens_join_to_the_text(name):
     tokenizer = load(name)

@@ -35,7 +35,7 @@ class Piece:
 
     text: str  #: may be empty: part of a character, or held back as the possible beginning of a stop string
     token: int | None  #: its id; None where max_tokens=0 or a full context left no token to generate
-    finish_reason: str | None  #: None until the last piece: "stop" (end of text, stop string) or "length"
+    finish_reason: str | None  #: None until the last piece: "stop" (end of text or grammar, stop string) or "length"
     prompt_tokens: int  #: tokens of the prompt
     cached_tokens: int  #: of these, how many were in the cache already
     cache_miss: str | None  #: why not all but the last were; None where they were
