@@ -273,7 +273,7 @@ def json_schemas():
         st.sampled_from(["^[a-f]{2,4}$", "^(on|off)$", "^[0-9]{3}-[0-9]{4}$"]).map(
             lambda pattern: {"type": "string", "pattern": pattern}
         ),
-        st.sampled_from(["date", "time", "ipv4", "uuid"]).map(lambda name: {"type": "string", "format": name}),
+        st.sampled_from(["date", "ipv4", "ipv6", "uuid"]).map(lambda name: {"type": "string", "format": name}),
         st.lists(scalars, min_size=1, max_size=4).map(lambda values: {"enum": values}),
         scalars.map(lambda value: {"const": value}),
     )
@@ -311,7 +311,8 @@ def json_schemas():
 @given(schema=json_schemas(), seed=st.integers(0, 2**32))
 def test_200_random_schemas_are_kept_to(schema, seed, demo):
     jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    draft = jsonschema.Draft202012Validator  # its own judges of formats: others are of older drafts
+    validator = draft(schema, format_checker=draft.FORMAT_CHECKER)
     bias = closing(demo.tokenizer, 8.0)
     options = SAMPLED | {"seed": seed, "max_tokens": None, "logit_bias": bias}
     *before, last = demo.stream(PROMPT, json_schema=schema, **options)
