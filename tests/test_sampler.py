@@ -579,3 +579,53 @@ def test_logprobs_are_the_models_own(n):
         assert [id for id, _ in top] == [id for id in order if np.isfinite(logits[id])]
         np.testing.assert_allclose([logprob for _, logprob in top], expected[[id for id, _ in top]], atol=1e-5)
     assert _core.logprobs(logits, 0)[1] == []
+
+
+# ---- allowed tokens ----
+
+
+def bits(allowed):
+    """A mask [n] as sample() takes it."""
+    padded = np.zeros(-(-len(allowed) // 32) * 32, bool)
+    padded[: len(allowed)] = allowed
+    return np.packbits(padded, bitorder="little").view(np.uint32)
+
+
+@pytest.mark.parametrize("size", [*SIZES, 31, 32, 33, 4097])
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"top_k": 7}, {"temperature": 0.7, "top_p": 0.9}], ids=str)
+def test_tokens_that_are_not_allowed_are_no_candidates(size, share, options):
+    logits = random_logits(size, seed=size)
+    allowed = np.random.default_rng(size).random(size) < share
+    allowed[size // 2] = True
+    masked = np.where(allowed, logits, -np.inf)
+    draws = chain(options)
+    p = draws.probabilities(logits, bits(allowed))
+    assert p[~allowed].sum() == 0
+    # The sums of the same weights, in another order: float32 rounding.
+    np.testing.assert_allclose(p, textbook.softmax(textbook_logits(masked, options)), rtol=1e-4, atol=1e-7)
+    assert allowed[draws.sample(logits, bits(allowed))]
+    assert sampler(temperature=0).sample(logits, bits(allowed)) == masked.argmax()
+
+
+def test_tokens_beyond_the_mask_are_not_allowed_and_bits_beyond_the_row_mean_nothing():
+    logits = np.arange(100, dtype=np.float32)
+    assert sampler(temperature=0).sample(logits, bits(np.ones(40, bool))) == 39
+    assert sampler(temperature=0).sample(logits, np.full(9, -1, np.int32).view(np.uint32)) == 99
+
+
+def test_bans_and_penalties_act_on_what_is_allowed():
+    allowed = np.isin(np.arange(100), [3, 50])
+    logits = np.arange(100, dtype=np.float32)
+    assert sampler(temperature=0, logit_bias=[(50, -60.0), (99, 1e3)]).sample(logits, bits(allowed)) == 3
+    assert sampler(temperature=0, repetition_penalty=50.0, prompt=[50]).sample(logits, bits(allowed)) == 3
+
+
+def test_a_mask_of_nothing_is_refused():
+    logits = np.zeros(100, np.float32)
+    with pytest.raises(UsageError, match="none of the model's tokens is allowed"):
+        sampler().sample(logits, bits(np.zeros(100, bool)))
+    with pytest.raises(UsageError, match="allowed: expected one row of words"):
+        sampler().sample(logits, np.zeros(0, np.uint32))
+    with pytest.raises(UsageError, match="min_tokens or a grammar"):
+        sampler(logit_bias=[(7, -np.inf)]).sample(logits, bits(np.arange(100) == 7))

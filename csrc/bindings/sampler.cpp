@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -45,6 +46,16 @@ std::span<const float> row_of(const Array<float>& logits) {
   check(logits.ndim() == 1 || (logits.ndim() == 2 && logits.shape(0) == 1), ErrorKind::usage,
         "logits: expected one row of them");
   return {logits.data(), size_t(logits.size())};
+}
+
+// None: every token may come.
+using AllowedArray = std::optional<Array<uint32_t>>;
+
+Sampler::Allowed words_of(const AllowedArray& allowed) {
+  if (!allowed) return {};
+  check(allowed->ndim() == 1 && allowed->size() > 0, ErrorKind::usage,
+        "allowed: expected one row of words with a bit for each token");
+  return {allowed->data(), size_t(allowed->size())};
 }
 
 std::vector<int32_t> sample_all(const std::vector<Sampler*>& samplers, const Array<float>& logits,
@@ -96,20 +107,21 @@ void bind_sampler(py::module_& m) {
            py::arg("prompt") = std::vector<int32_t>())
       .def(
           "sample",
-          [](Sampler& sampler, const Array<float>& logits) {
+          [](Sampler& sampler, const Array<float>& logits, const AllowedArray& allowed) {
             const std::span<const float> row = row_of(logits);
+            const Sampler::Allowed words = words_of(allowed);
             const py::gil_scoped_release release;
-            return sampler.sample(row);
+            return sampler.sample(row, words);
           },
-          py::arg("logits"))
+          py::arg("logits"), py::arg("allowed") = py::none())
       .def(
           "probabilities",
-          [](Sampler& sampler, const Array<float>& logits) {
+          [](Sampler& sampler, const Array<float>& logits, const AllowedArray& allowed) {
             Array<double> p(logits.size());
-            sampler.probabilities(row_of(logits), p.mutable_data());
+            sampler.probabilities(row_of(logits), p.mutable_data(), words_of(allowed));
             return p;
           },
-          py::arg("logits"))
+          py::arg("logits"), py::arg("allowed") = py::none())
       .def("append", &Sampler::append, py::arg("token"));
 
   m.def("sample_rows", &sample_all, py::arg("samplers"), py::arg("logits"), py::arg("n_threads") = 1);

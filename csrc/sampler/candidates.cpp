@@ -63,6 +63,23 @@ void Candidates::begin(std::span<const float> logits) {
         "logits: expected numbers, got NaN or infinity; a weight may be damaged");
 }
 
+void Candidates::keep_allowed(std::span<const uint32_t> bits) {
+  int32_t* ids = ints(ids_);
+  float* logits = logits_.floats();
+  int n = 0;
+  for (size_t word = 0; word < std::min(bits.size(), (row_.size() + 31) / 32); ++word) {
+    for (uint32_t left = bits[word]; left != 0; left &= left - 1) {
+      const size_t token = word * 32 + size_t(std::countr_zero(left));
+      if (token >= row_.size()) break;
+      ids[n] = int32_t(token);
+      logits[n++] = row_[token];
+    }
+  }
+  check(n > 0, ErrorKind::usage, "logits: none of the model's tokens is allowed");
+  n_few_ = n;
+  changed_ = true;  // the largest may be gone
+}
+
 const float* Candidates::block(int b) const {
   const int copy = ints(copy_of_)[b];
   return copy < 0 ? row_.data() + size_t(b) * kBlockFloats : copies_.floats() + size_t(copy) * kBlockFloats;
@@ -103,7 +120,7 @@ void Candidates::settle() {
   }
   check(max_ < kInfinity, ErrorKind::numerical, "logits: penalties or biases made one infinite or NaN");
   check(max_ > -kInfinity, ErrorKind::usage,
-        "logits: every token that could come is banned, by logit_bias, bad_words or min_tokens");
+        "logits: every token that could come is banned, by logit_bias, bad_words, min_tokens or a grammar");
 }
 
 // Makes sums true, weights too where they are few, and gives the weights' total.

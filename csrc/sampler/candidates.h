@@ -23,6 +23,10 @@ class Candidates {
   // Error{numerical} where a logit is NaN or infinity, or none is finite.
   void begin(std::span<const float> logits);
 
+  // Only those whose bit is set, in words of 32 tokens each, lowest bit first; those beyond the words leave.
+  // Right after begin(). Throws Error{usage} where none is left.
+  void keep_allowed(std::span<const uint32_t> bits);
+
   // logit = changed(logit), where the token is a candidate
   template <typename F>
   void change(int32_t token, F changed) {

@@ -49,25 +49,26 @@ void Sampler::append(int32_t token) {
 }
 
 // What the steps leave of a row.
-Candidates& Sampler::candidates_of(std::span<const float> logits) {
+Candidates& Sampler::candidates_of(std::span<const float> logits, Allowed allowed) {
   Candidates& candidates = scratch();
   candidates.begin(logits);
+  if (!allowed.empty()) candidates.keep_allowed(allowed);
   ban(candidates);
   for (const Step step : options_.steps)
     if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
   return candidates;
 }
 
-int32_t Sampler::sample(std::span<const float> logits) {
-  Candidates& candidates = candidates_of(logits);
+int32_t Sampler::sample(std::span<const float> logits, Allowed allowed) {
+  Candidates& candidates = candidates_of(logits, allowed);
   if (is_greedy()) return candidates.likeliest();
   const Candidates::Token drawn = candidates.draw(uniform());
   mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
   return drawn.id;
 }
 
-void Sampler::probabilities(std::span<const float> logits, double* p) {
-  Candidates& candidates = candidates_of(logits);
+void Sampler::probabilities(std::span<const float> logits, double* p, Allowed allowed) {
+  Candidates& candidates = candidates_of(logits, allowed);
   if (!is_greedy()) return candidates.probabilities(p);
   std::fill_n(p, logits.size(), 0.0);
   p[candidates.likeliest()] = 1;

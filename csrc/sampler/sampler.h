@@ -1,8 +1,8 @@
 // Sampler: logits -> token.
 //
-// Biases and bans come first, always. Then the steps, in an order that can be chosen; one whose option is at
-// its default changes nothing. The token is drawn from what they leave. Temperature 0 takes the likeliest
-// after penalties, the lowest id on a tie.
+// What a grammar does not allow is no candidate. Biases and bans come next, always. Then the steps, in an
+// order that can be chosen; one whose option is at its default changes nothing. The token is drawn from what
+// they leave. Temperature 0 takes the likeliest after penalties, the lowest id on a tie.
 //
 //   penalties    for each token in the window: a positive logit / repetition, a negative one * repetition
 //                (Keskar et al., arXiv 1909.05858), then - presence - frequency * count where it was
@@ -75,17 +75,20 @@ class Sampler {
   // The prompt is where the text so far begins, which penalties and bans look at.
   Sampler(SamplingOptions options, uint64_t seed, std::span<const int32_t> prompt = {});
 
+  // Tokens that may come, a bit each: see Candidates::keep_allowed(). No words at all: every one may.
+  using Allowed = std::span<const uint32_t>;
+
   // Draws a token, which is not part of the history until append() says so. Throws Error{numerical} where a
   // logit is NaN or infinity or all are -infinity, Error{usage} where every token is banned.
-  int32_t sample(std::span<const float> logits);
+  int32_t sample(std::span<const float> logits, Allowed allowed = {});
 
   // What sample() would draw from: p [logits.size()]. Where xtc is a step its dice are thrown.
-  void probabilities(std::span<const float> logits, double* p);
+  void probabilities(std::span<const float> logits, double* p, Allowed allowed = {});
 
   void append(int32_t token);  // one that was generated
 
  private:
-  Candidates& candidates_of(std::span<const float> logits);
+  Candidates& candidates_of(std::span<const float> logits, Allowed allowed);
   void take(Step step, Candidates& candidates);
   void ban(Candidates& candidates) const;
   void penalise(Candidates& candidates) const;

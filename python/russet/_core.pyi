@@ -235,9 +235,12 @@ class SamplingOptions:
 
 class Sampler:
     def __init__(self, options: SamplingOptions = ..., seed: int = 0, prompt: Sequence[int] = ...) -> None: ...
-    def sample(self, logits: _Array) -> int:
-        """A token. Raises NumericalError where a logit is NaN or infinity, UsageError where all tokens are banned."""
-    def probabilities(self, logits: _Array) -> _Array:
+    def sample(self, logits: _Array, allowed: _Array | None = None) -> int:
+        """A token. Raises NumericalError where a logit is NaN or infinity, UsageError where all tokens are banned.
+
+        allowed: a bit for each token that may come, in uint32 words of 32 tokens, lowest bit first; by default all may
+        """
+    def probabilities(self, logits: _Array, allowed: _Array | None = None) -> _Array:
         """What sample() would draw from: float64 [vocab_size]."""
     def append(self, token: int) -> None:
         """The text so far grows by a generated token: penalties and bans look at it."""

@@ -15,6 +15,7 @@ from russet import _core
 from russet.backends import Session
 from russet.config import Config
 from russet.errors import NumericalError, UsageError
+from russet.grammar import Grammar
 from russet.options import GenerateOptions
 from russet.prefix_cache import PrefixCache, frequencies, is_long
 from russet.stop_strings import StopStrings
@@ -34,7 +35,7 @@ class Piece:
 
     text: str  #: may be empty: part of a character, or held back as the possible beginning of a stop string
     token: int | None  #: its id; None where max_tokens=0 or a full context left no token to generate
-    finish_reason: str | None  #: None until the last piece: "stop" (end of text, stop string) or "length"
+    finish_reason: str | None  #: None until the last piece: "stop" (end of text or grammar, stop string) or "length"
     prompt_tokens: int  #: tokens of the prompt
     cached_tokens: int  #: of these, how many were in the cache already
     cache_miss: str | None  #: why not all but the last were; None where they were
@@ -160,6 +161,7 @@ def generate(
     options: GenerateOptions,
     *,
     sampler: _core.Sampler,
+    grammar: Grammar | None = None,
     miss: str | None,
     detokenizer: TextStream,
     eos_token_ids: Sequence[int],
@@ -168,6 +170,7 @@ def generate(
 ) -> Generator[Piece]:
     """Compute what the conversation lacks of the prompt, then token by token; one piece each.
 
+    grammar: what the text is to follow; tokens that it forces are computed together, with the next one that is not
     miss: why it lacks more than the last token
     diagnose: says which weight is damaged, if one is
     """
@@ -193,7 +196,7 @@ def generate(
             if greedy and len(tokens) == 1:
                 return conversation.append_greedy(tokens[0], is_last=is_last)
             logits = conversation.append(tokens, progress=progress)
-            token = sampler.sample(logits)
+            token = sampler.sample(logits, grammar.allowed() if grammar else None)
             if options.logprobs:
                 logprobs = _core.logprobs(logits, token, options.top_logprobs)
             return token
@@ -227,11 +230,14 @@ def generate(
         now = time.perf_counter()
         text.append(token)
         sampler.append(token)
+        if grammar:
+            grammar.accept(token)
+        ended = token in ends or (grammar is not None and grammar.finished)
         shown, stopped = stops.push(detokenizer.push(token))
-        if not stopped and (token in ends or n == n_most):
+        if not stopped and (ended or n == n_most):
             tail, stopped = stops.push(detokenizer.finish())
             shown += tail if stopped else tail + stops.finish()
-        if stopped or token in ends:
+        if stopped or ended:
             yield piece(shown, token, "stop", n)
             return
         yield piece(shown, token, "length" if n == n_most else None, n)
@@ -242,7 +248,8 @@ def generate(
             conversation.rewind(0)
         elif not options.use_cache:
             conversation.rewind(0)
-        token = after(text[len(conversation.tokens) :], is_last=n + 1 == n_most)
+        forced = grammar.forced() if grammar and not options.logprobs else None
+        token = after(text[len(conversation.tokens) :], is_last=n + 1 == n_most) if forced is None else forced
 
 
 def _shifted(text: Sequence[int], n_sinks: int) -> list[int]:

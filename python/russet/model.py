@@ -24,6 +24,7 @@ from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader, with_window
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
+from russet.grammar import Grammar, make_grammar
 from russet.kv_dtype import KvDtype
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
@@ -33,6 +34,7 @@ from russet.quantization import Quantization
 from russet.sampling import make_sampler
 from russet.saved_cache import SavedText
 from russet.tokenizer import Message, Tokenizer
+from russet.tool_calls import FORMATS, Reply, parse_tool_calls
 from russet.weights import (
     Plan,
     Weights,
@@ -60,6 +62,9 @@ SHARDS = ("tensor", "pipeline")
 
 #: What a model can be asked to continue: text as it is, token ids, or a conversation for its chat template.
 Prompt = str | Sequence[int] | Sequence[Message]
+
+#: The JSON schema of a function: {"type": "function", "function": {"name": ..., "parameters": {...}}}.
+Tool = Mapping[str, Any]
 
 _log = logging.getLogger("russet")
 
@@ -471,38 +476,57 @@ class Model:
         """The same as russet.load()."""
         return load(model, **options)
 
-    def generate(self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]) -> str:
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> str:
         """Continue a prompt; return the new text. Options are those of GenerateOptions.
 
         prompt: text as it is, token ids, or a list of messages for the chat template
+        tools: JSON schemas of the functions that a conversation may call; parse_tool_calls() finds the calls
         progress: called with (prompt tokens done, prompt tokens in all) between chunks of a long prompt
 
         Raises UsageError, ContextFull, NotEnoughMemory, TemplateError, NumericalError, and what `progress` raises. The
         model stays usable, and what was computed of the prompt is kept for the next.
         """
-        return "".join(piece.text for piece in self.stream(prompt, progress=progress, **options))
+        return "".join(piece.text for piece in self.stream(prompt, tools=tools, progress=progress, **options))
 
     def generate_tokens(
-        self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
     ) -> list[int]:
         """Continue a prompt; return the new token ids, the end-of-text token included where one came."""
-        pieces = self.stream(prompt, progress=progress, **options)
+        pieces = self.stream(prompt, tools=tools, progress=progress, **options)
         return [piece.token for piece in pieces if piece.token is not None]
 
     def chat(
         self,
         messages: str | Sequence[Message],
         *,
+        tools: Sequence[Tool] | None = None,
         progress: Progress | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> str:
         """Answer a message, or a list of them, through the model's chat template."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.generate(messages, progress=progress, **options)
+        return self.generate(messages, tools=tools, progress=progress, **options)
 
     def stream(
-        self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[GenerateKeywords]
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
     ) -> Generator[Piece]:
         """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
 
@@ -511,20 +535,22 @@ class Model:
         chosen = self.defaults.with_keywords(options)
         if chosen.seed is None:
             chosen = replace(chosen, seed=self._new_seed())
-        ids = self._prompt_ids(prompt)
+        ids = self._prompt_ids(prompt, tools)
         detokenizer: TextStream
         if _is_chat(prompt):
             detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
         else:
             detokenizer = Continuation(self.tokenizer, ids)
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
-        return self._stream(ids, chosen, sampler, detokenizer, progress or (lambda done, total: None))
+        grammar = make_grammar(chosen, self.tokenizer)
+        return self._stream(ids, chosen, sampler, grammar, detokenizer, progress or (lambda done, total: None))
 
     def _stream(
         self,
         ids: list[int],
         options: GenerateOptions,
         sampler: _core.Sampler,
+        grammar: Grammar | None,
         detokenizer: TextStream,
         progress: Progress,
     ) -> Generator[Piece]:
@@ -538,6 +564,7 @@ class Model:
                 ids,
                 options,
                 sampler=sampler,
+                grammar=grammar,
                 miss=miss,
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
@@ -558,6 +585,18 @@ class Model:
         if damaged is None:
             return None
         return f"{damaged.file}: {damaged.name} holds NaN or infinity; download the file again"
+
+    def parse_tool_calls(self, reply: str, format: str | None = None) -> Reply:
+        """A reply taken apart into content and calls: see russet.tool_calls.parse_tool_calls().
+
+        format: "hermes", "llama3" or "mistral"; by default what the chat template says
+
+        Raises UsageError for another format, or where the template does not say.
+        """
+        format = format or self.tokenizer.tool_format
+        if format is None:
+            raise UsageError(f"format: the chat template does not say; expected one of {', '.join(FORMATS)}")
+        return parse_tool_calls(reply, format)
 
     def logits(self, tokens: Prompt) -> np.ndarray[Any, Any]:
         """Logits after each token: float32 [n_tokens, vocab_size]."""
@@ -669,11 +708,13 @@ class Model:
     def _identity(self, on: CpuBackend) -> dict[str, str]:
         return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
+        if tools is not None and not _is_chat(prompt):
+            raise UsageError("tools: the chat template tells the model of them; pass the prompt as a list of messages")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
-            ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True)  # type: ignore[arg-type]
+            ids = self.tokenizer.apply_chat_template(prompt, tools, add_generation_prompt=True)  # type: ignore[arg-type]
         else:
             try:
                 ids = [index(id) for id in prompt]  # type: ignore[arg-type]

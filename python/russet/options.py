@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,10 @@ class GenerateKeywords(TypedDict, total=False):
     dry_breakers: str | Sequence[str]
     logit_bias: LogitBias
     bad_words: BadWords
+    json_schema: JsonSchema | None
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
     samplers: Sequence[str]
     seed: int | None
     logprobs: bool
@@ -67,6 +72,11 @@ SAMPLERS = (
 )  # fmt: skip
 MAX_TOP_LOGPROBS = 20
 
+#: The options that hold the text to a grammar; one of them at most.
+GRAMMARS = ("json_schema", "regex", "choices", "grammar")
+
+#: As a dict, as JSON text, as a pydantic class, or True for any JSON.
+JsonSchema = Mapping[str, Any] | str | type | bool
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 BadWords = str | Sequence[str | Sequence[int]]
 
@@ -103,6 +113,10 @@ class GenerateOptions:
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  #: no repeat goes across a token with one of these
     logit_bias: LogitBias = ()  #: token id -> what its logit is raised by, before all else; -inf bans it
     bad_words: BadWords = ()  #: texts or lists of token ids that must not come
+    json_schema: JsonSchema | None = None  #: the text is JSON that this schema describes; True: any JSON
+    regex: str | None = None  #: the text as a whole matches this
+    choices: Sequence[str] | None = None  #: the text is one of these
+    grammar: str | None = None  #: the text follows this grammar, in Lark's notation; see docs/structure.md
     samplers: tuple[str, ...] = SAMPLERS  #: which steps, in which order; one that is left out is not taken
     seed: int | None = None  #: None draws a fresh one
     logprobs: bool = False  #: give the logprob of every token
@@ -143,6 +157,7 @@ class GenerateOptions:
         self._check_texts("dry_breakers", need)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "bad_words", _words(self.bad_words))
+        self._check_grammars(need)
         self._check_samplers()
         if self.seed is not None:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
@@ -160,6 +175,20 @@ class GenerateOptions:
         need(all(isinstance(s, str) for s in texts) and "" not in (texts, *texts), field, "strings that are not empty")
         object.__setattr__(self, field, (texts,) if isinstance(texts, str) else tuple(texts))
 
+    def _check_grammars(self, need: Callable[[bool, str, str], None]) -> None:
+        given = [name for name in GRAMMARS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: a text follows one grammar; leave out all but one")
+        for field in ("regex", "grammar"):
+            value = getattr(self, field)
+            need(value is None or (isinstance(value, str) and value != ""), field, "a text that is not empty")
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
+        if self.choices is not None:
+            is_list = isinstance(self.choices, (list, tuple)) and len(self.choices) > 0
+            need(is_list and all(isinstance(c, str) and c for c in self.choices), "choices", "a list of texts")
+            object.__setattr__(self, "choices", tuple(self.choices))
+
     def _check_samplers(self) -> None:
         names = self.samplers
         if isinstance(names, str) or not isinstance(names, Sequence):
@@ -174,6 +203,11 @@ class GenerateOptions:
         object.__setattr__(self, "samplers", tuple(names))
 
     @property
+    def follows(self) -> str | None:
+        """The name of the option that holds the text to a grammar, if one does."""
+        return next((name for name in GRAMMARS if getattr(self, name) is not None), None)
+
+    @property
     def takes_likeliest(self) -> bool:
         """Whether the largest of the model's logits decides, so that a device may choose and keep the others."""
         return (
@@ -181,7 +215,7 @@ class GenerateOptions:
             and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
             and self.dry_multiplier == 0
             and self.min_tokens == 0
-            and not (self.logit_bias or self.bad_words or self.logprobs)
+            and not (self.logit_bias or self.bad_words or self.logprobs or self.follows)
         )
 
     def with_keywords(self, keywords: Mapping[str, Any]) -> GenerateOptions:
@@ -198,6 +232,23 @@ class GenerateOptions:
                 raise UsageError(f"{keyword}: given twice, {name!r} is the same option")
             changes[name] = value
         return dataclasses.replace(self, **changes) if changes else self
+
+
+def _schema_text(schema: Any) -> str:
+    """A schema as JSON text; a pydantic class has one of its own."""
+    if isinstance(schema, type) and callable(own := getattr(schema, "model_json_schema", None)):
+        schema = own()
+    try:
+        parsed = json.loads(schema) if isinstance(schema, str) else schema
+        if parsed is True:
+            parsed = {}
+        if isinstance(parsed, Mapping):
+            return json.dumps(dict(parsed), allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"json_schema: not JSON: {error}") from error
+    raise UsageError(
+        f"json_schema: expected a schema as a dict or JSON text, a pydantic class or True, got {schema!r:.80}"
+    )
 
 
 def _biases(biases: Any) -> tuple[tuple[int, float], ...]:

@@ -154,6 +154,7 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--n-sinks", type=int, metavar="N", help="first tokens that a shift keeps (default: 4)")
     add_sampling_flags(parser)
+    add_grammar_flags(parser)
     group = parser.add_argument_group("conversation")
     group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
     group.add_argument("--ignore-chat-template", action="store_true", help="go on with the text as it stands")
@@ -202,6 +203,22 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--samplers", type=lambda names: names.split(","), metavar="NAME,..",
         help=f"the steps to take, in this order (default: {','.join(SAMPLERS)})",
     )  # fmt: skip
+
+
+def add_grammar_flags(parser: argparse.ArgumentParser) -> None:
+    """What the text is held to: see russet.GenerateOptions."""
+    group = parser.add_argument_group("structure, at most one", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add("--json-schema", type=_text_of, metavar="FILE", help="the text is JSON that this schema describes")
+    add("--regex", metavar="PATTERN", help="the text as a whole matches this")
+    add(
+        "--choice",
+        dest="choices",
+        action="append",
+        metavar="TEXT",
+        help="the text is one of these; given several times",
+    )
+    add("--grammar", type=_text_of, metavar="FILE", help="the text follows this grammar, in Lark's notation")
 
 
 def generate_options(args: argparse.Namespace) -> GenerateKeywords:
@@ -255,6 +272,13 @@ def _max_tokens(text: str) -> int | None:
         return None if text == "-1" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot be read as UTF-8 text: {error}") from None
 
 
 def _logit_bias(text: str) -> tuple[int, float]:

@@ -23,6 +23,7 @@ examples:
   russet generate -m ./my-model --system-prompt "Answer in rhymes." "Why?"
   russet generate -m ./my-model --ignore-chat-template < story.txt > more.txt
   russet generate -m ./my-model --json "Hi" | jq .tokens_per_s
+  russet generate -m ./my-model --json-schema person.json "Who wrote Emma?"
 
 stdin is read where there is no prompt, or where it is -; without the line break
 at its end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,24 @@ class TokenizerJson:
     def id_to_token(self, id: int) -> str | None:
         return self._library.id_to_token(id)
 
+    def token_bytes(self, id: int) -> bytes | None:
+        """What it adds to the UTF-8 of a text that has begun; None where that depends on its neighbours."""
+        if self._clean_up:
+            return None
+        if self._decoder is not None and self._decoder["type"] == "ByteLevel":
+            return byte_level_bytes(self.id_to_token(id) or "")
+        if not _is_groupwise(self._decoder):
+            return None
+        if self._is_byte(id):
+            return byte_of(self.id_to_token(id) or "")
+        return self._decode([*self._anchor, id])[len(self._decode(self._anchor)) :].encode()
+
     def stream(self) -> Stream:
         stream: Stream
         if self._decoder is not None and self._decoder["type"] == "ByteLevel":
             stream = ByteStream(lambda id: byte_level_bytes(self.id_to_token(id) or ""))
         elif _is_groupwise(self._decoder):
-            plain = (id for id in range(self.vocab_size) if id not in self.special_ids)
-            stream = GroupStream(self._decode, self._is_byte, find_anchor(self._decode, plain))
+            stream = GroupStream(self._decode, self._is_byte, self._anchor)
         else:
             stream = WholeStream(self._decode)
         return CleanUpStream(stream) if self._clean_up else stream
@@ -98,9 +110,19 @@ class TokenizerJson:
     def _decode(self, ids: Sequence[int]) -> str:
         return self._library.decode(ids, skip_special_tokens=False)
 
+    @cached_property
+    def _anchor(self) -> list[int]:
+        plain = (id for id in range(self.vocab_size) if id not in self.special_ids)
+        return find_anchor(self._decode, plain)
+
     def _is_byte(self, id: int) -> bool:
         token = self.id_to_token(id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def byte_of(token: str) -> bytes:
+    """The byte that <0x0A> and its kin stand for."""
+    return bytes([int(token[3:5], 16)])
 
 
 def byte_level_bytes(token: str) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from russet.errors import TokenizerError
 from russet.tokenizer.detokenizer import GroupStream, Stream, find_anchor
 from russet.tokenizer.files import AddedToken, TokenizerFiles
+from russet.tokenizer.from_json import byte_of
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -98,11 +99,21 @@ class TokenizerSentencePiece:
             return self._shown[id]
         return self._library.id_to_piece(id) if 0 <= id < self._n_pieces else None
 
-    def stream(self) -> Stream:
-        def is_byte(id: int) -> bool:
-            return id < self._n_pieces and self._library.is_byte(id)
+    def token_bytes(self, id: int) -> bytes | None:
+        """What it adds to the UTF-8 of a text that has begun."""
+        if self._is_byte(id):
+            return byte_of(self._library.id_to_piece(id))
+        n_before = len(self._decode_all(self._anchor))
+        return self._decode_all([*self._anchor, id])[n_before:].encode()
 
-        return GroupStream(lambda ids: self.decode(ids, skip_special_tokens=False), is_byte, self._anchor)
+    def stream(self) -> Stream:
+        return GroupStream(self._decode_all, self._is_byte, self._anchor)
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        return self.decode(ids, skip_special_tokens=False)
+
+    def _is_byte(self, id: int) -> bool:
+        return id < self._n_pieces and self._library.is_byte(id)
 
     def _end_id(self, files: TokenizerFiles, name: str, own: int) -> int | None:
         """The id of a token that tokenizer_config.json names, else the model's own, -1 where it has none."""

@@ -16,6 +16,7 @@ from russet.tokenizer.encode_cache import CacheInfo, EncodeCache
 from russet.tokenizer.files import TokenizerFiles, read_tokenizer_files
 from russet.tokenizer.from_json import TokenizerJson
 from russet.tokenizer.from_sentencepiece import TokenizerSentencePiece
+from russet.tool_calls import format_of
 
 #: Options of Hugging Face's apply_chat_template that would give something else than a plain list of ids.
 _REFUSED = {
@@ -36,6 +37,7 @@ class Vocabulary(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, id: int) -> str | None: ...
+    def token_bytes(self, id: int) -> bytes | None: ...
     def stream(self) -> Stream: ...
 
 
@@ -50,6 +52,7 @@ class Tokenizer:
         self.vocab_size = vocabulary.vocab_size  #: tokens, added ones included
         self.bos_token_id = vocabulary.bos_id
         self.eos_token_id = vocabulary.eos_id
+        self.special_token_ids = vocabulary.special_ids  #: those that skip_special_tokens leaves out
         own = () if vocabulary.eos_id is None else (vocabulary.eos_id,)
         self.eos_token_ids: tuple[int, ...] = files.eos_ids or own  #: all that end a generation
 
@@ -136,9 +139,35 @@ class Tokenizer:
         """The token as the vocabulary writes it, None for an id without one. Raises as decode() does."""
         return self._vocabulary.id_to_token(self._checked(id))
 
+    def token_bytes(self) -> list[bytes]:
+        """Of every id that a model can give, what it adds to the UTF-8 of a text that has begun; b"" without a token.
+
+        Special tokens, see special_token_ids, are here as the vocabulary writes them. Raises TokenizerError where what
+        a token adds depends on those around it.
+        """
+        found = []
+        for id in range(self._n_ids):
+            token = self._vocabulary.id_to_token(id)
+            if token is not None and id in self.special_token_ids:
+                added: bytes | None = token.encode()
+            else:
+                added = b"" if token is None else self._vocabulary.token_bytes(id)
+            if added is None:
+                raise TokenizerError(
+                    "this tokenizer's text is not that of its tokens one by one: no grammar can be held"
+                )
+            found.append(added)
+        return found
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._files.templates)
+
+    @property
+    def tool_format(self) -> str | None:
+        """How its chat template has tool calls written: a name of tool_calls.FORMATS; None where it does not say."""
+        templates = self._files.templates
+        return format_of(templates.get("tool_use", templates.get("default", "")))
 
     @overload
     def apply_chat_template(
