@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pty
+import re
 import select
 import shutil
 import signal

@@ -208,8 +208,13 @@ def load(
         )
         parts = _fitted_to_pool(parts, on.pool, n_ctx)
     if draft_model is not None and not isinstance(draft_model, Model):
-        at_hub = {"local_files_only": local_files_only}
-        draft_model = load(draft_model, backend=backend, threads=threads, prefill_threads=prefill_threads, **at_hub)
+        draft_model = load(
+            draft_model,
+            local_files_only=local_files_only,
+            backend=backend,
+            threads=threads,
+            prefill_threads=prefill_threads,
+        )
     if draft_model:
         check_same_tokens(parts.tokenizer, draft_model.tokenizer)
         parts = replace(parts, defaults=replace(parts.defaults, speculate="draft"))
