@@ -142,7 +142,7 @@ class Conversation:
         rows = self.session.forward([token, *draft], all_logits=True)
         self._ahead.extend(zip(draft, rows[1:], strict=True))
         self._appended(token)
-        return rows[0]
+        return rows[:1]
 
     def append_foreseen(self) -> np.ndarray[Any, Any]:
         """Append the first token of what is left of the draft; the logits after it."""
