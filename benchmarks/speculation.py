@@ -22,6 +22,7 @@ from typing import Any
 import russet
 from report import Table, interleaved, machine, spread
 from russet import _core
+from russet.backends import Session
 from russet.generation import Conversation, Piece, generate
 from russet.options import GenerateOptions
 from russet.speculation import PromptLookup, Speculation
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--quantize", choices=("int8", "int4"))
     parser.add_argument("--draft-model", help="folder of a smaller model")
     parser.add_argument("--n-draft", type=int, default=16)
+    parser.add_argument("--given", type=int, default=1000, metavar="N", help="tokens of a text before, at most")
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="generated of each text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
@@ -83,10 +85,14 @@ def main() -> None:
 
     for name, (given, goes_on) in texts().items():
         script = model.tokenizer.encode(goes_on, add_special_tokens=False)[:n_tokens]
-        prompt = model.tokenizer.encode(given)[-(model.n_ctx - len(script)) :]
+        prompt = model.tokenizer.encode(given)[: min(args.given, model.n_ctx - len(script))]
+        known = Conversation(model.session(), model.config)
+        known.append(prompt[:-1])
 
-        def written(drafts: bool, prompt: list[int] = prompt, script: list[int] = script) -> Piece:
-            conversation = Conversation(model.session(), model.config)
+        def written(
+            drafts: bool, prompt: list[int] = prompt, script: list[int] = script, session: Session = known.session
+        ) -> Piece:
+            conversation = Conversation(session.fork(len(prompt) - 1), model.config, known=prompt[:-1])
             most = min(args.n_draft, model.backend.few_tokens - 1)
             *_, last = generate(
                 conversation,
