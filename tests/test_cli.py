@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -234,6 +235,20 @@ def test_a_prompt_cache_is_taken_up_and_written(run, tmp_path):
     code, out, err = run(*command[:-3], "--kv-dtype", "int8", *command[-3:])
     assert (code, out) == (1, "")
     assert "kv_dtype: expected 'int8', got 'float" in err
+
+
+@pytest.mark.parametrize("flags", [["--prompt-lookup"], ["--draft-model", FOLDER], ["-md", FOLDER]])
+def test_drafts_change_nothing_but_the_counts(run, flags):
+    command = ("generate", "-m", FOLDER, "-n", 40, "--temp", 0, "--ignore-eos", PROMPT)
+    plain = json.loads(run(*command, "--json").out)
+    drafted = json.loads(run(*command, "--json", *flags, "--num-draft-tokens", 5).out)
+    assert drafted["text"] == plain["text"]
+    assert (plain["accepted_tokens"], plain["drafted_tokens"]) == (0, 0)
+    assert 0 <= drafted["accepted_tokens"] <= drafted["drafted_tokens"]
+    if "--prompt-lookup" not in flags:  # the model itself drafts: all that is drafted is right
+        assert drafted["accepted_tokens"] == drafted["drafted_tokens"] > 0
+        err = run(*command, "--verbose", *flags).err
+        assert re.search(r"generated 40 tokens, \d+ of \d+ drafted accepted, ", err)
 
 
 def test_a_full_context_may_shift(run):

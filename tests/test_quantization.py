@@ -207,7 +207,7 @@ def test_what_stays_float_is_said(tmp_path, caplog):
 def test_the_context_is_chosen_beside_the_quantised_weights(tmp_path):
     make_quantisable(tmp_path, "llama")
     n_floats = sum(t.nbytes for t in open_checkpoint(tmp_path).tensors.values()) // 4
-    cache = 3 * 2 * 32 * 4 * 50
+    cache = 3 * 2 * 32 * 4 * 64  # of 50 tokens: a block
     russet.load(tmp_path, quantize=INT8, n_ctx=50, max_memory=int(n_floats * 1.3) + cache)
     with pytest.raises(NotEnoughMemory):
         russet.load(tmp_path, n_ctx=50, max_memory=int(n_floats * 1.3) + cache)

@@ -122,7 +122,8 @@ void bind_sampler(py::module_& m) {
             return p;
           },
           py::arg("logits"), py::arg("allowed") = py::none())
-      .def("append", &Sampler::append, py::arg("token"));
+      .def("append", &Sampler::append, py::arg("token"))
+      .def("__copy__", [](const Sampler& sampler) { return Sampler(sampler); });
 
   m.def("sample_rows", &sample_all, py::arg("samplers"), py::arg("logits"), py::arg("n_threads") = 1);
   m.def(

@@ -242,6 +242,8 @@ class Sampler:
         """
     def probabilities(self, logits: _Array, allowed: _Array | None = None) -> _Array:
         """What sample() would draw from: float64 [vocab_size]."""
+    def __copy__(self) -> Sampler:
+        """Another that goes on from here with the same text and the same dice."""
     def append(self, token: int) -> None:
         """The text so far grows by a generated token: penalties and bans look at it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from russet.errors import NumericalError, UsageError
 from russet.grammar import Grammar
 from russet.options import GenerateOptions
 from russet.prefix_cache import PrefixCache, frequencies, is_long
+from russet.speculation import Speculation
 from russet.stop_strings import StopStrings
 from russet.tokenizer import Tokenizer
 
@@ -45,6 +47,9 @@ class Piece:
     #: where asked for, natural-log probability of the token in the model's own distribution, before any sampling option
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] | None = None  #: likewise of the likeliest tokens, (id, logprob), falling
+    from_draft: bool = False  #: it had been drafted, and was computed together with the one before
+    drafted_tokens: int = 0  #: drafted so far, see options.speculate
+    accepted_tokens: int = 0  #: of these, how many are in the text
 
 
 class TextStream(Protocol):
@@ -79,7 +84,7 @@ class Continuation:
 
 
 class Conversation:
-    """A session and the tokens in it.
+    """A session and the tokens in it, behind which the session may hold drafted ones.
 
     known: what the session holds already: these tokens, of a text that is to be as long as text_length
     texts: where keep() puts it; by default nowhere
@@ -100,11 +105,13 @@ class Conversation:
         self._has_windows = any(config.layer_window)
         self._text_length = text_length  # that the keys are rotated for
         self._texts = texts
+        self._ahead: deque[tuple[int, np.ndarray[Any, Any]]] = deque()  # drafted tokens, and the logits after each
 
     def append(
         self, tokens: Sequence[int], *, all_logits: bool = False, progress: Progress = lambda done, total: None
     ) -> np.ndarray[Any, Any]:
         """Logits of the last token, or of all."""
+        self._forget_draft()
         length = len(self.tokens) + len(tokens)
         if self._outgrows_rope(length):
             # The text has outgrown the frequencies its keys were stored with: compute it anew, as transformers does.
@@ -123,14 +130,40 @@ class Conversation:
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         """Append a token; the likeliest one after it. See Session.append_greedy()."""
+        self._forget_draft()
         if self._outgrows_rope(len(self.tokens) + 1):
             return _core.Sampler().sample(self.append([token]))
         likeliest = self.session.append_greedy(token, is_last=is_last)
-        self.tokens.append(token)
-        self._text_length = max(self._text_length, len(self.tokens))
+        self._appended(token)
         return likeliest
 
+    def append_with_draft(self, token: int, draft: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Append a token; the logits after it. Those after the draft are computed along, for append_foreseen()."""
+        self._forget_draft()
+        rows = self.session.forward([token, *draft], all_logits=True)
+        self._ahead.extend(zip(draft, rows[1:], strict=True))
+        self._appended(token)
+        return rows[:1]
+
+    def append_foreseen(self) -> np.ndarray[Any, Any]:
+        """Append the first token of what is left of the draft; the logits after it."""
+        token, logits = self._ahead.popleft()
+        self._appended(token)
+        return logits
+
+    def foresees(self, token: int) -> bool:
+        """Whether the draft goes on with this token."""
+        return bool(self._ahead) and self._ahead[0][0] == token
+
+    def n_draftable(self, n: int) -> int:
+        """How many of n tokens can be computed along with the next one, and be what they would be without it."""
+        n = min(n, self.session.n_ctx - len(self.tokens) - 1)
+        length = len(self.tokens) + 1 + n
+        same_frequencies = not self._outgrows_rope(length) and frequencies(self._ropes, length) is not None
+        return n if n > 0 and same_frequencies else 0
+
     def rewind(self, n_tokens: int) -> None:
+        self._ahead.clear()
         self.session.rewind(n_tokens)
         del self.tokens[n_tokens:]
         if n_tokens == 0:
@@ -138,6 +171,7 @@ class Conversation:
 
     def keep(self) -> None:
         """For the texts that begin alike."""
+        self._forget_draft()
         if self._texts is not None:
             self._texts.put(self.tokens, self.session, self.rotated)
 
@@ -150,6 +184,14 @@ class Conversation:
     def rotated(self) -> str | None:
         """By which frequencies its keys are; see prefix_cache.frequencies()."""
         return frequencies(self._ropes, max(self._text_length, len(self.tokens)))
+
+    def _appended(self, token: int) -> None:
+        self.tokens.append(token)
+        self._text_length = max(self._text_length, len(self.tokens))
+
+    def _forget_draft(self) -> None:
+        if self._ahead:
+            self.rewind(len(self.tokens))
 
     def _outgrows_rope(self, length: int) -> bool:
         return bool(self.tokens) and is_long(self._ropes, self._text_length) != is_long(self._ropes, length)
@@ -166,6 +208,7 @@ def generate(
     detokenizer: TextStream,
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
+    speculation: Speculation | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Generator[Piece]:
     """Compute what the conversation lacks of the prompt, then token by token; one piece each.
@@ -173,6 +216,7 @@ def generate(
     grammar: what the text is to follow; tokens that it forces are computed together, with the next one that is not
     miss: why it lacks more than the last token
     diagnose: says which weight is damaged, if one is
+    speculation: of this conversation; it drafts what may come next
     """
     start = time.perf_counter()
     n_cached = len(conversation.tokens)
@@ -189,13 +233,15 @@ def generate(
     greedy = options.takes_likeliest and options.use_cache
     logprobs: tuple[float, list[tuple[int, float]]] | None = None  # of the last token
 
-    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, is_last: bool) -> int:
-        """Append tokens; the one chosen to follow them. is_last: it will not be appended itself."""
+    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, n_left: int) -> int:
+        """Append the text's last tokens; the one chosen to follow them, first of n_left."""
         nonlocal logprobs
         try:
-            if greedy and len(tokens) == 1:
-                return conversation.append_greedy(tokens[0], is_last=is_last)
-            logits = conversation.append(tokens, progress=progress)
+            logits = speculation.append(text, sampler, n_left) if speculation and len(tokens) == 1 else None
+            if logits is None:
+                if greedy and len(tokens) == 1:
+                    return conversation.append_greedy(tokens[0], is_last=n_left <= 1)
+                logits = conversation.append(tokens, progress=progress)
             token = sampler.sample(logits, grammar.allowed() if grammar else None)
             if options.logprobs:
                 logprobs = _core.logprobs(logits, token, options.top_logprobs)
@@ -203,7 +249,7 @@ def generate(
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
-    token = after(prompt[n_cached:], progress, is_last=n_most <= 1)
+    token = after(prompt[n_cached:], progress, n_left=n_most)
     first = now = time.perf_counter()
     conversation.keep_prompt()
     progress(len(prompt), len(prompt))
@@ -221,13 +267,18 @@ def generate(
             tokens_per_s=(n - 1) / (now - first) if n > 1 else 0.0,
             logprob=logprobs[0] if logprobs and n else None,
             top_logprobs=logprobs[1] if logprobs and n and options.top_logprobs else None,
+            from_draft=from_draft,
+            drafted_tokens=speculation.n_drafted if speculation else 0,
+            accepted_tokens=speculation.n_accepted if speculation else 0,
         )
 
+    from_draft = False
     if n_most <= 0:
         yield piece("", None, "length", 0)
         return
     for n in itertools.count(1):
         now = time.perf_counter()
+        from_draft = speculation is not None and speculation.chosen(token)
         text.append(token)
         sampler.append(token)
         if grammar:
@@ -249,7 +300,7 @@ def generate(
         elif not options.use_cache:
             conversation.rewind(0)
         forced = grammar.forced() if grammar and not options.logprobs else None
-        token = after(text[len(conversation.tokens) :], is_last=n + 1 == n_most) if forced is None else forced
+        token = after(text[len(conversation.tokens) :], n_left=n_most - n) if forced is None else forced
 
 
 def _shifted(text: Sequence[int], n_sinks: int) -> list[int]:

@@ -33,6 +33,7 @@ from russet.prefix_cache import TURNED_OFF, PrefixCache
 from russet.quantization import Quantization
 from russet.sampling import make_sampler
 from russet.saved_cache import SavedText
+from russet.speculation import DraftModel, PromptLookup, Speculation, check_same_tokens
 from russet.tokenizer import Message, Tokenizer
 from russet.tool_calls import FORMATS, Reply, parse_tool_calls
 from russet.weights import (
@@ -89,6 +90,7 @@ def load(
     prefix_cache: int | str | None = None,
     quantize: str | Quantization | None = None,
     keep_packed: bool = False,
+    draft_model: str | os.PathLike[str] | Model | None = None,
     shard: str | None = None,
     strict: bool = True,
 ) -> Model:
@@ -124,6 +126,9 @@ def load(
     quantize: "int8", "int4" or a Quantization: quantise float weights while they are loaded, one matrix at a time
     keep_packed: keep quantised weights beside the checkpoint in the core's own layout (packed_file.py); whenever such a
         file is there and fits, it is taken instead of quantising again
+    draft_model: a smaller model with the same tokenizer, which drafts what this one then only checks
+        (docs/speculation.md): a folder or hub id, loaded on the same backend, or a model loaded already. It has
+        `max_memory` of its own.
     shard: "tensor" or "pipeline": this process is one of several that mlx.launch has started, on one machine or more,
         and computes its part of the model: some heads of every layer, or some layers. All must do the same with it.
     strict: refuse a checkpoint with tensors the model has no place for
@@ -159,6 +164,8 @@ def load(
         parts = replace(parts, config=with_window(parts.config, kv_window))
     on: Backend
     if shard and team:
+        if draft_model is not None:
+            raise UsageError("draft_model: not with shard, whose processes could not agree on what to draft")
         return _load_shard(parts, shard, team, dtype, max_memory, prefix_cache)
     if gpu_layers is not None:
         room = max_memory if max_memory is not None else _device_memory(device)
@@ -205,6 +212,17 @@ def load(
             parts.config, parts.weights, device, dtype=dtype, kv_dtype=kv_dtype, cache_bytes=parts.cache_bytes
         )
         parts = _fitted_to_pool(parts, on.pool, n_ctx)
+    if draft_model is not None and not isinstance(draft_model, Model):
+        draft_model = load(
+            draft_model,
+            local_files_only=local_files_only,
+            backend=backend,
+            threads=threads,
+            prefill_threads=prefill_threads,
+        )
+    if draft_model:
+        check_same_tokens(parts.tokenizer, draft_model.tokenizer)
+        parts = replace(parts, defaults=replace(parts.defaults, speculate="draft"))
     return Model(
         config=parts.config,
         tokenizer=parts.tokenizer,
@@ -215,6 +233,7 @@ def load(
         defaults=parts.defaults,
         checkpoint=parts.checkpoint,
         quantization=parts.quantization,
+        draft=draft_model,
     )
 
 
@@ -448,6 +467,7 @@ class Model:
         defaults: GenerateOptions,
         checkpoint: Checkpoint,
         quantization: Quantization | None = None,
+        draft: Model | None = None,
         rank: int = 0,
         new_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
@@ -459,6 +479,7 @@ class Model:
         self.defaults = defaults  #: options from generation_config.json
         self.checkpoint = checkpoint
         self.quantization = quantization  #: how its weights were quantised while they were loaded
+        self.draft = draft  #: the smaller model that drafts for this one
         self.rank = rank  #: of this process among those that share the model; 0 where it is alone
         self._new_seed = new_seed
         self._texts = PrefixCache(
@@ -535,6 +556,7 @@ class Model:
         chosen = self.defaults.with_keywords(options)
         if chosen.seed is None:
             chosen = replace(chosen, seed=self._new_seed())
+        self._check_speculation(chosen)
         ids = self._prompt_ids(prompt, tools)
         detokenizer: TextStream
         if _is_chat(prompt):
@@ -556,8 +578,10 @@ class Model:
     ) -> Generator[Piece]:
         miss: str | None = TURNED_OFF
         conversation = Conversation(self.session(), self.config)
+        speculation = None
         if options.use_cache:
             conversation, miss = self._begin(ids)
+            speculation = None if grammar else self._speculation(conversation, ids, options)  # which forces tokens itself
         try:
             yield from generate(
                 conversation,
@@ -569,16 +593,37 @@ class Model:
                 detokenizer=detokenizer,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
+                speculation=speculation,
                 progress=progress,
             )
         finally:
             conversation.keep()
+            if speculation:
+                speculation.keep()
 
     def _begin(self, ids: Sequence[int]) -> tuple[Conversation, str | None]:
         """One that holds what is known of a prompt, and why not all but its last token."""
         session, miss = self._texts.take(ids)
         known = ids[: session.n_tokens]
         return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts), miss
+
+    def _check_speculation(self, options: GenerateOptions) -> None:
+        if options.speculate == "draft" and self.draft is None:
+            raise UsageError("speculate: there is no draft model; load with draft_model=..., or take 'lookup'")
+        if options.speculate and self.backend.refuses_drafts:
+            raise UsageError(f"speculate: {self.backend.refuses_drafts}; take speculate=None")
+
+    def _speculation(
+        self, conversation: Conversation, ids: Sequence[int], options: GenerateOptions
+    ) -> Speculation | None:
+        n_most = min(options.n_draft, self.backend.few_tokens - 1)
+        if options.speculate is None or n_most < 1:
+            return None
+        if options.speculate == "lookup" or self.draft is None:
+            return Speculation(conversation, PromptLookup(), n_most)
+        drafting, _ = self.draft._begin(ids)
+        n_ids = min(self.config.vocab_size, self.draft.config.vocab_size)
+        return Speculation(conversation, DraftModel(drafting, n_ids), n_most)
 
     def _damage(self) -> str | None:
         damaged = find_non_finite(self.checkpoint.tensors)

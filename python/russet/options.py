@@ -59,12 +59,20 @@ class GenerateKeywords(TypedDict, total=False):
     use_cache: bool
     context_overflow: str
     n_sinks: int
+    speculate: str | None
+    n_draft: int
     temp: float  #: the same as temperature
     max_new_tokens: int | None  #: the same as max_tokens
     min_new_tokens: int  #: the same as min_tokens
+    num_draft_tokens: int  #: the same as n_draft
 
 
-ALIASES = {"temp": "temperature", "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+ALIASES = {
+    "temp": "temperature",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "num_draft_tokens": "n_draft",
+}
 
 #: The steps from logits to the tokens that one is drawn from, in their default order: transformers' where it has them.
 SAMPLERS = (
@@ -77,6 +85,10 @@ GRAMMARS = ("json_schema", "regex", "choices", "grammar")
 
 #: As a dict, as JSON text, as a pydantic class, or True for any JSON.
 JsonSchema = Mapping[str, Any] | str | type | bool
+
+#: Drafted at most, and computed with the token before them: up to 32 tokens have the same bits together as alone.
+MAX_DRAFT = 31
+
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
 BadWords = str | Sequence[str | Sequence[int]]
 
@@ -126,6 +138,8 @@ class GenerateOptions:
     use_cache: bool = True  #: keep keys and values; without, every step computes the whole text again
     context_overflow: str = "error"  #: a full context ends the text; "shift": it goes on, see docs/cache.md
     n_sinks: int = 4  #: tokens at the text's beginning that a shift keeps
+    speculate: str | None = None  #: how tokens are drafted: "lookup", "draft" by load(draft_model=...), None not at all
+    n_draft: int = 16  #: tokens drafted at once at most, up to 31; see docs/speculation.md
 
     def __post_init__(self) -> None:
         def need(ok: bool, field: str, expected: str) -> None:
@@ -163,6 +177,8 @@ class GenerateOptions:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
         need(self.context_overflow in ("error", "shift"), "context_overflow", "'error' or 'shift'")
         need(_is_int(self.n_sinks) and self.n_sinks >= 0, "n_sinks", "an integer from 0 on")
+        need(self.speculate in (None, "lookup", "draft"), "speculate", "'lookup', 'draft' or None")
+        need(_is_int(self.n_draft) and 1 <= self.n_draft <= MAX_DRAFT, "n_draft", f"an integer from 1 to {MAX_DRAFT}")
         for field in ("ignore_eos", "use_cache", "logprobs"):
             need(isinstance(getattr(self, field), bool), field, "True or False")
         if self.top_logprobs:

@@ -58,6 +58,8 @@ class Backend(Protocol):
     n_threads: int  #: CPU threads it computes on; may be set between calls, sessions stay valid
     weight_bytes: int  #: bytes of weights that computing one more token reads
     block_tokens: int  #: whose keys and values forks have in common, as long as none writes; 0: a fork is a copy
+    few_tokens: int  #: so many have the same bits in one pass as one by one; on a GPU the same but for rounding
+    refuses_drafts: str | None  #: why a text would change if drafted tokens were computed along; None: it would not
 
     def session(self, n_ctx: int) -> Session: ...
 

@@ -30,6 +30,8 @@ class CoreBackend(ABC):
     """A model on a device of the C++ core."""
 
     block_tokens = _core.BLOCK_TOKENS
+    few_tokens = 32
+    refuses_drafts: str | None = None
     pool: _core.BlockPool  #: the memory of all its caches
     _give_back: Callable[[], bool] = staticmethod(lambda: False)
 

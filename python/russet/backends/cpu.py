@@ -54,14 +54,18 @@ class CpuBackend(CoreBackend):
         self.attention = attention
         self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
-        crossover.choose(
-            (w for w in in_core.values() if isinstance(w, _core.PackedMatrix)), self._cpu.n_prefill_threads
-        )
+        packed = [w for w in in_core.values() if isinstance(w, _core.PackedMatrix)]
+        crossover.choose(packed, self._cpu.n_prefill_threads)
+        self.few_tokens = min([self.few_tokens, *(w.blas_tokens - 1 for w in packed if w.blas_tokens)])
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
         if not 0 < kv_budget <= 1:
             raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
         self.kv_budget = kv_budget
+        if kv_budget < 1:
+            self.refuses_drafts = f"with kv_budget={kv_budget} drafted tokens have a say in which keys are given back"
+        elif attention != "exact":
+            self.refuses_drafts = f"attention={attention!r} rounds keys by others that are there, drafted ones too"
         n_bytes = memory.available() if cache_bytes is None else cache_bytes
         self.kv_dtype = KvDtype.of(kv_dtype, chosen_dtype(None, weights))
         self.pool = _core.BlockPool(core, self.kv_dtype.keys, self.kv_dtype.values, n_bytes)

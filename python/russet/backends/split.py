@@ -40,6 +40,8 @@ class SplitBackend:
 
     name = "mlx+cpu"
     block_tokens = 0  #: of the first half, whose forks are copies
+    few_tokens = 32
+    refuses_drafts: str | None = None
 
     def __init__(
         self,

@@ -63,14 +63,18 @@ class Statistics:
     first_token_s: float  #: seconds to the first token
     prompt_tokens_per_s: float  #: of those that were not in the cache
     tokens_per_s: float  #: after the first token
-    gb_per_s: float  #: weights read at that speed; 1 GB = 1e9 bytes
+    gb_per_s: float  #: weights read at that speed, once for each token; 1 GB = 1e9 bytes
+    drafted_tokens: int  #: see docs/speculation.md
+    accepted_tokens: int  #: of these, in the text
 
     def __str__(self) -> str:
         why = f" ({self.cache_miss})" if self.cache_miss else ""
+        drafted = f", {self.accepted_tokens} of {self.drafted_tokens} drafted accepted" if self.drafted_tokens else ""
         return (
             f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them cached{why}, "
             f"first token after {self.first_token_s:.3f} s ({self.prompt_tokens_per_s:.1f} tokens/s); "
-            f"generated {self.generated_tokens} tokens, {self.tokens_per_s:.1f} tokens/s, {self.gb_per_s:.2f} GB/s"
+            f"generated {self.generated_tokens} tokens{drafted}, "
+            f"{self.tokens_per_s:.1f} tokens/s, {self.gb_per_s:.2f} GB/s"
         )
 
 
@@ -85,4 +89,6 @@ def statistics(model: russet.Model, last: russet.Piece) -> Statistics:
         prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s,
         tokens_per_s=last.tokens_per_s,
         gb_per_s=model.weight_bytes * last.tokens_per_s / 1e9,
+        drafted_tokens=last.drafted_tokens,
+        accepted_tokens=last.accepted_tokens,
     )

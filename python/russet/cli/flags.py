@@ -155,6 +155,7 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     add("--n-sinks", type=int, metavar="N", help="first tokens that a shift keeps (default: 4)")
     add_sampling_flags(parser)
     add_grammar_flags(parser)
+    add_speculation_flags(parser)
     group = parser.add_argument_group("conversation")
     group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
     group.add_argument("--ignore-chat-template", action="store_true", help="go on with the text as it stands")
@@ -221,6 +222,18 @@ def add_grammar_flags(parser: argparse.ArgumentParser) -> None:
     add("--grammar", type=_text_of, metavar="FILE", help="the text follows this grammar, in Lark's notation")
 
 
+def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
+    """What is drafted and then only checked: see docs/speculation.md."""
+    group = parser.add_argument_group("speculation", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add("--draft-model", "-md", metavar="MODEL", help="smaller model with the same tokenizer, which drafts tokens")
+    add(
+        "--prompt-lookup", dest="speculate", action="store_const", const="lookup",
+        help="draft what followed the last tokens where they stood before in the text",
+    )  # fmt: skip
+    add("--num-draft-tokens", dest="n_draft", type=int, metavar="N", help="drafted at once at most (default: 16)")
+
+
 def generate_options(args: argparse.Namespace) -> GenerateKeywords:
     """The flags of add_generate_flags() that were given. Raises UsageError before any model is loaded."""
     options = given(args, *(field.name for field in dataclasses.fields(GenerateOptions)))
@@ -244,6 +257,8 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
         *("n_ctx", "max_memory", "kv_dtype", "kv_budget", "kv_window", "attention"),
         *("prefix_cache", "keep_packed", "shard", "strict"),
     )
+    if "draft_model" in args:
+        options["draft_model"] = resolve(args.draft_model, **given(args, "local_files_only"))
     if "quantize" in args:
         options["quantize"] = quantization(args, {"int8": 8, "int4": 4}[args.quantize])
     elif given(args, "group_size", "symmetric", "overrides"):

@@ -49,6 +49,8 @@ class MlxBackend:
     name = "mlx"
     n_threads = 1  #: of the CPU: one says what MLX is to do
     block_tokens = 0  #: MLX's arrays are values: who writes into what a fork has too gets a copy
+    few_tokens = 32
+    refuses_drafts: str | None = None
 
     def __init__(
         self,
@@ -62,6 +64,8 @@ class MlxBackend:
     ) -> None:
         self._config = config
         self._shard = shard or Shard()
+        if shard:
+            self.refuses_drafts = "how much is drafted goes by the clock, and the clocks of several processes differ"
         self.dtype = chosen_dtype(dtype, weights)
         if max_memory is not None:
             mx.set_memory_limit(max_memory)
