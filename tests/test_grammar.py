@@ -329,3 +329,10 @@ def test_the_command_line_takes_a_schema_from_a_file(tmp_path, capsys):
     assert capsys.readouterr().out in ("king\n", "queen\n")
     assert main(["generate", PROMPT, "--json-schema", str(tmp_path / "none.json")]) == 2
     assert "--json-schema: cannot be read" in capsys.readouterr().err
+
+
+def test_what_is_held_to_a_grammar_is_not_drafted(demo):
+    options = {"regex": "(ab ){20}", "max_tokens": 80, "temperature": 0.0}
+    pieces = list(demo.stream("ab ab ab ab", speculate="lookup", **options))
+    assert "".join(piece.text for piece in pieces) == demo.generate("ab ab ab ab", **options) == "ab " * 20
+    assert pieces[-1].drafted_tokens == 0

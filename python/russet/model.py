@@ -581,7 +581,9 @@ class Model:
         speculation = None
         if options.use_cache:
             conversation, miss = self._begin(ids)
-            speculation = None if grammar else self._speculation(conversation, ids, options)  # which forces tokens itself
+            speculation = (
+                None if grammar else self._speculation(conversation, ids, options)
+            )  # which forces tokens itself
         try:
             yield from generate(
                 conversation,
