@@ -69,11 +69,6 @@ std::span<const Variant<AttentionFn>> attention_variants() {
   return kVariants;
 }
 
-AttentionFn& attention_run() {
-  static AttentionFn* const run = pick("attention", attention_variants()).run;
-  return *run;
-}
-
 int attention_runs(const AttentionArgs& a) {
   return (a.pos + a.n_tokens - 1) / kRunTokens + 1;
 }

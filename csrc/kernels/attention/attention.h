@@ -62,7 +62,6 @@ constexpr size_t kAttentionScratchFloats = kBlockTokens * (3 * PartialSoftmax::r
 // Overwrites `partial` with what the keys of one run give; leaves `out` alone.
 using AttentionFn = void(const AttentionArgs&, int run, const PartialSoftmax& partial);
 std::span<const Variant<AttentionFn>> attention_variants();  // fastest first, "ref" last
-AttentionFn& attention_run();                                // the best of them on this chip
 
 // Runs from 0 on that there are, and whether any token of the call sees keys of this one.
 int attention_runs(const AttentionArgs& args);

@@ -1,13 +1,12 @@
 // The steps of attention in 8 bits, for a file that has defined what its instruction set gives:
 //
-//   Ints                  Vec::width int32 sums
-//   Ints dot(Ints sums, int32_t four, const int8_t* tile)
-//                         sums[i] += the sum over u < 4 of byte u of four times tile[4 i + u]
-//   Vec to_floats(Ints)
-//   to_bytes(Vec, bytes)  Vec::width values, whole numbers from -127 to 127; what is no number becomes any
-//   byte kOffset               what is added to bytes of q, where dot() takes those of `four` as unsigned
+//   Ints                       Vec::width int32 sums
+//   dot(sums, four, tile)      sums[i] + the sum over u < 4 of byte u of four times tile[4 i + u]
+//   to_floats(Ints)            a Vec
+//   to_bytes(Vec, bytes)       whole numbers from -127 to 127; what is no number may become any byte
 //   interleave(rows, stride, n, tile)
-//                         tile[4 i + u] = rows[u * stride + i], i < n, a multiple of 16
+//                              tile[4 i + u] = rows[u * stride + i], i < n, a multiple of 16
+//   kOffset                    what is added to bytes of q, where dot() takes those of `four` as unsigned
 //
 // Block after block: its keys become tiles of four columns, 64 keys wide, once for all rows; each row has its
 // scores from them, its softmax, and its share of the values.
