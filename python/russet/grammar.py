@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from russet.tokenizer import Tokenizer
 
 #: JSON as json.dumps() writes it. Free white space is where small models lose themselves, and few tokens are forced.
-_JSON = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_JSON: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 class Grammar:
