@@ -37,8 +37,8 @@ class Scripted:
         self._script = iter(script)
         self._sampler = _core.Sampler()
 
-    def sample(self, logits: Any) -> int:
-        self._sampler.sample(logits)
+    def sample(self, logits: Any, allowed: Any = None) -> int:
+        self._sampler.sample(logits, allowed)
         return next(self._script)
 
     def append(self, token: int) -> None:
