@@ -193,7 +193,7 @@ def test_frequencies_that_change_with_the_length():
         assert model.generate_tokens([5, 6, 7] * 10, max_tokens=80, speculate="lookup") == expected
 
 
-@pytest.mark.parametrize(("backend", "n_tokens"), [("mlx", 40), pytest.param("metal-sim", 12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("backend", "n_tokens"), [("mlx", 40), pytest.param("metal-sim", 40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_the_text_is_the_same_up_to_ties(backend, n_tokens, kind, draft):
     if backend == "mlx":
@@ -203,7 +203,7 @@ def test_on_a_gpu_the_text_is_the_same_up_to_ties(backend, n_tokens, kind, draft
         ids = model.tokenizer.encode(prompt)
         expected = model.generate_tokens(ids, max_tokens=n_tokens, speculate=None)
         got, last = pieces(model, ids, max_tokens=n_tokens, speculate=kind)
-        assert last.accepted_tokens > 0
+        assert last.drafted_tokens > 0  # how many are right says the text, how many are tried the clock
         for at, (a, (_, b, *_)) in enumerate(zip(expected, got, strict=False)):
             if a != b:  # float32 sums in another order: the bound of every test of logits
                 logits = model.logits(ids + expected[:at])[-1]
