@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -180,7 +179,7 @@ Candidates::Cut Candidates::find_cut(const float* keys, const float* masses, int
 // Drops logits, as stored, below `least`, and all of -infinity; what is left is few, or is called so.
 void Candidates::forget_below(double least) {
   settle();
-  least = std::min(std::max(least, double(-FLT_MAX)), double(max_));
+  least = std::min(std::max(least, double(-std::numeric_limits<float>::max())), double(max_));
   if (is_few()) return filter([&](int i) { return double(logits_.floats()[i]) >= least; });
   int32_t* ids = ints(ids_);
   float* logits = logits_.floats();
@@ -225,7 +224,8 @@ void Candidates::keep_best(const float* keys, const float* masses, double target
 }
 
 void Candidates::divide(double temperature) {
-  scale_ = std::clamp(scale_ / temperature, double(FLT_MIN), double(FLT_MAX));
+  scale_ = std::clamp(scale_ / temperature, double(std::numeric_limits<float>::min()),
+                      double(std::numeric_limits<float>::max()));
   weighed_ = false;
 }
 
@@ -235,7 +235,7 @@ void Candidates::keep_top_k(int k) {
     // k blocks have a logit at least as large as the k-th largest of their maxima.
     const bool is_bounded = k <= n_row_blocks();
     forget_below(is_bounded ? from_ordered(find_cut(maxima_.floats(), nullptr, n_row_blocks(), k).key)
-                            : -FLT_MAX);
+                            : -std::numeric_limits<float>::max());
   }
   if (k < n_few_) keep_best(logits_.floats(), nullptr, k);
 }
@@ -276,7 +276,7 @@ void Candidates::keep_top_n_sigma(double n) {
 }
 
 void Candidates::keep_typical(double p) {
-  forget_below(-FLT_MAX);
+  forget_below(-std::numeric_limits<float>::max());
   const double total = weigh(), log_total = std::log(total);
   const auto surprise = [&](int i) {
     return log_total + (double(max_) - double(logits_.floats()[i])) * scale_;
@@ -295,7 +295,7 @@ void Candidates::keep_surprise(double bits) {
 }
 
 void Candidates::exclude_top(double threshold) {
-  forget_below(-FLT_MAX);
+  forget_below(-std::numeric_limits<float>::max());
   const double limit = threshold * weigh();
   const float* weights = weights_.floats();
   int n_above = 0, least = -1;

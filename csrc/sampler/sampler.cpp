@@ -1,7 +1,6 @@
 #include "sampler/sampler.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <iterator>
 #include <limits>
@@ -136,7 +135,9 @@ void Sampler::penalise_repeats(Candidates& candidates) {
   for (const auto& [token, length] : history_.repeats(o.dry_allowed_length, o.dry_window, o.dry_breakers)) {
     const double penalty = o.dry_multiplier * std::pow(o.dry_base, length - o.dry_allowed_length);
     candidates.change(token, [penalty](float logit) {
-      return logit == kBanned ? logit : float(std::max(double(logit) - penalty, double(-FLT_MAX)));
+      return logit == kBanned
+                 ? logit
+                 : float(std::max(double(logit) - penalty, double(-std::numeric_limits<float>::max())));
     });
   }
 }
