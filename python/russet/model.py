@@ -577,13 +577,13 @@ class Model:
         progress: Progress,
     ) -> Generator[Piece]:
         miss: str | None = TURNED_OFF
-        conversation = Conversation(self.session(), self.config)
         speculation = None
         if options.use_cache:
             conversation, miss = self._begin(ids)
-            speculation = (
-                None if grammar else self._speculation(conversation, ids, options)
-            )  # which forces tokens itself
+            if grammar is None:  # which forces tokens itself
+                speculation = self._speculation(conversation, ids, options)
+        else:
+            conversation = Conversation(self.session(), self.config)
         try:
             yield from generate(
                 conversation,
