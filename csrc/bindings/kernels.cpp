@@ -205,7 +205,7 @@ Array<float> run_widen(const std::string& variant, const py::tuple& x) {
 struct Blocks {
   Blocks(const KvFormat& format, const Array<float>& k, const Array<float>& v, const std::set<int>& absent,
          KvStoreFn* store)
-      : memory((blocks_for(k) + 1) * format.block_bytes()), table(blocks_for(k)) {
+      : table(blocks_for(int(k.shape(0)))), memory((table.size() + 1) * format.block_bytes()) {
     const int n = int(k.shape(0));
     for (int at = 0; at < n; at += kBlockTokens) {
       const size_t block = size_t(at) / kBlockTokens, row = size_t(at) * size_t(format.head_dim);
@@ -214,11 +214,8 @@ struct Blocks {
              memory.bytes() + (block + 1) * format.block_bytes(), format});
     }
   }
-  static size_t blocks_for(const Array<float>& k) {
-    return (size_t(k.shape(0)) + kBlockTokens - 1) / kBlockTokens;
-  }
-  Buffer memory;
   std::vector<BlockId> table;
+  Buffer memory;
 };
 
 void check_kv(const Array<float>& k, const Array<float>& v) {
@@ -274,7 +271,7 @@ Array<float> run_attention_mass(const std::string& variant, const Array<float>& 
 struct KvHeads {
   KvHeads(const Array<float>& k, const Array<float>& v, int n_heads, const std::string& keys,
           const std::string& values)
-      : tables(size_t(n_heads), std::vector<BlockId>(Blocks::blocks_for(k))) {
+      : tables(size_t(n_heads), std::vector<BlockId>(blocks_for(int(k.shape(0))))) {
     check_kv(k, v);
     const KvFormat format{kv_type_of(keys), kv_type_of(values), int(k.shape(1)), true};
     const Blocks one(format, k, v, {}, kv_store);

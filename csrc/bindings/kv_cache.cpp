@@ -39,14 +39,14 @@ py::dict described(const BlockPool& pool) {
 
 // [n_blocks of the sequence] of one head: which block of the pool, 0 for none
 Array<uint32_t> table_of(const KvCache& cache, int layer, int head) {
-  const auto n = py::ssize_t((cache.n_tokens() + kBlockTokens - 1) / kBlockTokens);
+  const auto n = py::ssize_t(blocks_for(cache.n_tokens()));
   return Array<uint32_t>(n, cache.table(layer, head));
 }
 
 // [n_blocks of the sequence] of one head: how much each block was looked at
 Array<float> mass_of(const KvCache& cache, int layer, int head) {
   check(cache.masses(), ErrorKind::usage, "mass: a cache with a budget of 1 does not count");
-  const auto n = py::ssize_t((cache.n_tokens() + kBlockTokens - 1) / kBlockTokens);
+  const auto n = py::ssize_t(blocks_for(cache.n_tokens()));
   return Array<float>(n, cache.mass(layer, head));
 }
 

@@ -9,10 +9,6 @@
 
 namespace russet {
 
-static size_t blocks_for(int n_tokens) {
-  return (size_t(n_tokens) + kBlockTokens - 1) / kBlockTokens;
-}
-
 KvCache::KvCache(std::shared_ptr<BlockPool> pool, const Config& c, int n_ctx, double budget)
     : pool_(std::move(pool)),
       windows_(c.layer_window),
@@ -184,8 +180,7 @@ void KvCache::compress() {
 }
 
 size_t KvCache::first_block(size_t layer, int n_tokens) const {
-  const int window = windows_[layer];
-  return window > 0 && n_tokens >= window ? size_t(n_tokens - window + 1) / kBlockTokens : 0;
+  return size_t(first_key(n_tokens, windows_[layer])) / kBlockTokens;
 }
 
 }  // namespace russet

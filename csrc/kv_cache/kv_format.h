@@ -20,6 +20,15 @@ namespace russet {
 
 enum { kBlockTokens = 64, kMaxHeadDim = 512 };
 
+inline size_t blocks_for(int n_tokens) {
+  return (size_t(n_tokens) + kBlockTokens - 1) / kBlockTokens;
+}
+
+// The oldest key that a token at `pos` sees of those in its window; a window of 0 is all of them.
+inline int first_key(int pos, int window) {
+  return window > 0 && pos >= window ? pos - window + 1 : 0;
+}
+
 enum class KvType : uint8_t { f32, f16, bf16, int8, int4 };
 
 inline KvType kv_type(DType dtype) {

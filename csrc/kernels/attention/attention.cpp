@@ -20,7 +20,7 @@ static void attention_ref(const AttentionArgs& a, int run, const PartialSoftmax&
       const size_t row = size_t(t) * size_t(a.n_heads) + size_t(h);
       const float* q = a.q + size_t(t) * a.stride + size_t(h) * dim;
       const int begin = run * kRunTokens, end = std::min(begin + kRunTokens, a.pos + t + 1);
-      const int first = a.window > 0 ? a.pos + t + 1 - a.window : 0;
+      const int first = first_key(a.pos + t, a.window);
       const auto seen = [&](int j) {
         return (j >= first || j < a.n_sinks) && a.table[j / kBlockTokens] != kNoBlock;
       };
@@ -75,7 +75,7 @@ int attention_runs(const AttentionArgs& a) {
 
 bool sees_run(const AttentionArgs& a, int run) {
   const int begin = run * kRunTokens;
-  return a.window == 0 || begin < a.n_sinks || begin + kRunTokens > a.pos + 1 - a.window;
+  return begin < a.n_sinks || begin + kRunTokens > first_key(a.pos, a.window);
 }
 
 namespace {

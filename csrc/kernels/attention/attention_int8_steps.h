@@ -17,6 +17,7 @@
 #include <numeric>
 
 #include "kernels/attention/attention_int8.h"
+#include "kernels/attention/widen_plane.h"
 
 namespace russet {
 namespace {
@@ -82,7 +83,7 @@ class Rows {
       values_in_float<n>(row);
   }
 
-  int first_seen(int t) const { return a.window > 0 ? std::max(0, a.pos + t + 1 - a.window) : 0; }
+  int first_seen(int t) const { return first_key(a.pos + t, a.window); }
   float* sums_of(int row) const { return of_rows.sums + size_t(row) * PartialSoftmax::row_floats(dim); }
   const float* query(int row) const {
     return a.q + size_t(row / a.n_heads) * a.stride + size_t(row % a.n_heads * dim);
@@ -102,23 +103,13 @@ class Rows {
     }
   }
 
-  template <typename T>
-  void widen(const T* from, int n, float* to) const {
-    for (int i = 0; i < n; i += Vec::width) store(to + i, load(from + i));  // planes are whole vectors
-  }
-  void widen(KvType type, const char* plane, int n, float* to) const {
-    if (type == KvType::f16) return widen(at<f16>(plane), n, to);
-    if (type == KvType::bf16) return widen(at<bf16>(plane), n, to);
-    widen(at<float>(plane), n, to);
-  }
-
   // keys: tiles of the block's codes; key_scale: of each key.
   void load_keys() {
     const int8_t* codes = at<int8_t>(block);
     if (a.format.keys == KvType::int8) {
       std::copy_n(at<float>(block + a.format.key_scales()), kBlockTokens, key_scale);
     } else {
-      widen(a.format.keys, block, dim * kBlockTokens, wide);
+      widen_plane(a.format.keys, block, dim, kBlockTokens, wide, kBlockTokens);
       if (!has_mean) take_mean();
       round_keys();
       codes = rounded;
@@ -137,6 +128,7 @@ class Rows {
       each_vector([&](int v) { sums_of_keys[v] = product(ones, v); });
     }
   }
+
   // wide less the mean, key by key, which are its columns: as to_codes() does rows.
   void round_keys() {
     if (n_keys < kBlockTokens)  // what no key has been written to yet
@@ -160,6 +152,7 @@ class Rows {
       store(key_scale + j, fma(most, splat(1.0f / 127), poison));
     }
   }
+
   void take_mean() {
     for (int c = 0; c < dim; ++c) {
       float sum = 0;
@@ -274,18 +267,14 @@ class Rows {
 
   void widen_values() {
     const KvFormat& f = a.format;
-    const char* plane = block + f.values_at();
-    if (f.values != KvType::int8 && f.values != KvType::int4)
-      return widen(f.values, plane, kBlockTokens * dim, wide);
-    const float* scales = at<float>(block + f.value_scales());
-    const float* minima = at<float>(block + f.value_minima());
-    const int row = (dim + 1) / 2;  // bytes of int4
-    for (int j = 0; j < n_keys; ++j)
-      for (int c = 0; c < dim; ++c)
-        wide[j * dim + c] =
-            f.values == KvType::int8
-                ? float(at<int8_t>(plane)[j * dim + c]) * scales[j]
-                : minima[j] + scales[j] * float(at<uint8_t>(plane)[j * row + c / 2] >> c % 2 * 4 & 15);
+    widen_plane(f.values, block + f.values_at(), n_keys, dim, wide, size_t(dim));
+    const bool int4 = f.values == KvType::int4;
+    if (!int4 && f.values != KvType::int8) return;
+    for (int j = 0; j < n_keys; ++j) {
+      const float scale = at<float>(block + f.value_scales())[j];
+      const float minimum = int4 ? at<float>(block + f.value_minima())[j] : 0;
+      for (int c = 0; c < dim; ++c) wide[j * dim + c] = minimum + scale * wide[j * dim + c];
+    }
   }
 
   template <int n>
@@ -350,8 +339,8 @@ class Rows {
   int dim, n_tiles, n_keys;
   bool has_mean;
   PartialSoftmax of_rows;
-  float shrink[kRowsAtOnce], q_scale[kAttentionRows],
-      q_mean[kAttentionRows];  // q_mean: what each row gives the mean
+  float shrink[kRowsAtOnce], q_scale[kAttentionRows];
+  float q_mean[kAttentionRows];  // what each row gives the mean of the keys
   alignas(64) uint8_t q[kAttentionRows][kMaxColumns + 1];
   alignas(64) float mean[kMaxHeadDim], p[kRowsAtOnce][kBlockTokens], key_scale[kBlockTokens],
       value_scale[kBlockTokens];

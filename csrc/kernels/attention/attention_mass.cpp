@@ -16,7 +16,7 @@ static void attention_mass_ref(const AttentionMassArgs& a) {
   for (int t = 0; t < a.n_tokens; ++t)
     for (int h = 0; h < a.n_heads; ++h) {
       const float* q = a.q + size_t(t) * a.stride + size_t(h) * dim;
-      const int end = a.pos + t + 1, begin = a.window > 0 ? std::max(end - a.window, 0) : 0;
+      const int end = a.pos + t + 1, begin = first_key(a.pos + t, a.window);
       double top = -1e300, total = 0;
       for (int j = 0; j < end; ++j) {
         const BlockId block = a.table[j / kBlockTokens];

@@ -4,42 +4,26 @@
 
 #include "core/simd.h"
 #include "kernels/attention/attention_mass.h"
+#include "kernels/attention/widen_plane.h"
 
 namespace russet {
 namespace {
 
 constexpr float kHidden = -3.4e38f;  // a score whose weight is exactly 0
 
-template <typename T>
-void widen_keys(const char* block, int head_dim, float* keys) {
-  const T* from = static_cast<const T*>(static_cast<const void*>(block));
-  for (int i = 0; i < head_dim * kBlockTokens; i += Vec::width) store(keys + i, load(from + i));
-}
-
 // A block's keys as floats, by columns
 void widen_keys(const KvFormat& f, const char* block, float* keys) {
-  switch (f.keys) {
-    case KvType::f16:
-      return widen_keys<f16>(block, f.head_dim, keys);
-    case KvType::bf16:
-      return widen_keys<bf16>(block, f.head_dim, keys);
-    case KvType::int8: {
-      const auto* codes = static_cast<const int8_t*>(static_cast<const void*>(block));
-      const auto* scales = static_cast<const float*>(static_cast<const void*>(block + f.key_scales()));
-      for (int c = 0; c < f.head_dim; ++c)
-        for (int j = 0; j < kBlockTokens; ++j)
-          keys[c * kBlockTokens + j] = float(codes[c * kBlockTokens + j]) * scales[j];
-      return;
-    }
-    default:
-      return widen_keys<float>(block, f.head_dim, keys);
-  }
+  widen_plane(f.keys, block, f.head_dim, kBlockTokens, keys, kBlockTokens);
+  if (f.keys != KvType::int8) return;
+  const auto* scales = static_cast<const float*>(static_cast<const void*>(block + f.key_scales()));
+  for (int c = 0; c < f.head_dim; ++c)
+    for (int j = 0; j < kBlockTokens; ++j) keys[c * kBlockTokens + j] *= scales[j];
 }
 
 }  // namespace
 
 void RUSSET_FOR_ISA(attention_mass)(const AttentionMassArgs& a) {
-  const int n_blocks = (a.pos + a.n_tokens + kBlockTokens - 1) / kBlockTokens, dim = a.format.head_dim;
+  const int n_blocks = int(blocks_for(a.pos + a.n_tokens)), dim = a.format.head_dim;
   const size_t row = size_t(n_blocks) * kBlockTokens;
   float *const scores = a.scratch, *const keys = scores + size_t(a.n_tokens * a.n_heads) * row;
 
@@ -57,7 +41,7 @@ void RUSSET_FOR_ISA(attention_mass)(const AttentionMassArgs& a) {
   }
 
   for (int t = 0; t < a.n_tokens; ++t) {
-    const int end = a.pos + t + 1, begin = a.window > 0 ? std::max(end - a.window, 0) : 0;
+    const int end = a.pos + t + 1, begin = first_key(a.pos + t, a.window);
     for (int h = 0; h < a.n_heads; ++h) {
       float* s = scores + size_t(t * a.n_heads + h) * row;
       float top = kHidden;
@@ -68,14 +52,13 @@ void RUSSET_FOR_ISA(attention_mass)(const AttentionMassArgs& a) {
           s[j] = !seen ? kHidden : a.softcap > 0 ? a.softcap * std::tanh(scaled / a.softcap) : scaled;
           top = std::max(top, s[j]);
         }
-      float total = 0;
       Vec totals = splat(0);
       for (size_t j = 0; j < row; j += Vec::width) {
         const Vec e = exp(load(s + j) - splat(top));
         store(s + j, e);
         totals = totals + e;
       }
-      total = sum(totals);
+      const float total = sum(totals);
       for (int b = 0; b < n_blocks; ++b) {
         Vec squares = splat(0);
         for (int j = b * kBlockTokens; j < (b + 1) * kBlockTokens; j += Vec::width)

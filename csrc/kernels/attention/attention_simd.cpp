@@ -12,6 +12,7 @@
 
 #include "core/simd.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/widen_plane.h"
 
 namespace russet {
 namespace {
@@ -117,41 +118,6 @@ struct Product {
   }
 };
 
-template <typename T>
-void widen_row(const T* x, int n, float* y) {
-  int i = 0;
-  for (; i + Vec::width <= n; i += Vec::width) store(y + i, load(x + i));
-  if (i < n) store(y + i, load_part(x + i, n - i));
-}
-
-// Rows of n columns to rows of `stride` floats; zero from n on, up to whole vectors.
-void widen_plane(KvType type, const void* data, int n_rows, int n, float* y, size_t stride) {
-  const auto rows = [&]<typename T>(const T* x) {
-    for (int r = 0; r < n_rows; ++r, x += n, y += stride) widen_row(x, n, y);
-  };
-  switch (type) {
-    case KvType::f32:
-      return rows(static_cast<const float*>(data));
-    case KvType::f16:
-      return rows(static_cast<const f16*>(data));
-    case KvType::bf16:
-      return rows(static_cast<const bf16*>(data));
-    case KvType::int8:
-      return rows(static_cast<const int8_t*>(data));
-    case KvType::int4: {
-      const uint8_t* x = static_cast<const uint8_t*>(data);
-      int8_t codes[kMaxHeadDim + 1];
-      for (int r = 0; r < n_rows; ++r, x += (n + 1) / 2, y += stride) {
-        for (int i = 0; i < (n + 1) / 2; ++i) {
-          codes[2 * i] = x[i] & 15;
-          codes[2 * i + 1] = int8_t(x[i] >> 4);
-        }
-        widen_row(codes, n, y);
-      }
-    }
-  }
-}
-
 // The keys of a block that a token sees: [0, sinks) and [begin, end).
 struct Seen {
   int sinks, begin, end;
@@ -207,7 +173,7 @@ struct Run {
     bool any = false;
     for (int t = 0; t < a.n_tokens; ++t) {
       const int end = std::clamp(a.pos + t + 1 - key, 0, int(kBlockTokens));
-      const int begin = a.window > 0 ? std::clamp(a.pos + t + 1 - a.window - key, 0, end) : 0;
+      const int begin = std::clamp(first_key(a.pos + t, a.window) - key, 0, end);
       seen[t] = {std::clamp(a.n_sinks - key, 0, begin), begin, end};
       any = any || seen[t].any();
     }
