@@ -18,17 +18,16 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from russet import _core, memory
+from russet import _core
 from russet.checkpoint import Checkpoint
 from russet.errors import CheckpointError, WeightsError
 from russet.quantization import Quantization
+from russet.whole_file import whole_file
 
 LAYOUT = 1  #: of csrc/weights/packed.h; goes up whenever the same bytes would mean something else
 
@@ -94,25 +93,15 @@ class PackedFile:
         entries = {role: {name: getattr(m, name) for name in _FIELDS} for role, m in matrices.items()}
         header = json.dumps({"origin": self._origin, "matrices": entries}).encode()
         padding = _aligned(8 + len(header)) - 8 - len(header)
-        part = ""
         try:
             self.path.parent.mkdir(exist_ok=True)
-            free = shutil.disk_usage(self.path.parent).free
-            if free < arena.used + _ALIGNMENT + len(header):
-                raise CheckpointError(
-                    f"{self.path}: {memory.gb(arena.used)} needed, {memory.gb(free)} free on that disk; free some"
-                )
-            descriptor, part = tempfile.mkstemp(prefix=self.path.stem + "-", suffix=".part", dir=self.path.parent)
-            with open(descriptor, "wb") as file:
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
+        with whole_file(self.path, _ALIGNMENT + len(header) + arena.used) as part:
+            with part.open("wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header + bytes(padding))
                 file.write(arena.bytes().data)
             shutil.copymode(self._like, part)  # readable by whoever may read the checkpoint
-            os.replace(part, self.path)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
-        finally:
-            with suppress(OSError):
-                os.unlink(part)  # still there only if something went wrong, Ctrl-C included
 
     def _damaged(self, expected: str, got: object) -> CheckpointError:
         shown = re.sub(r"\s+", " ", str(got))[:120]

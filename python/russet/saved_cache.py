@@ -13,11 +13,7 @@ Its metadata say which model the texts are of (identity()), and of each text how
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +25,9 @@ from russet.checkpoint import Checkpoint
 from russet.config import Config
 from russet.errors import CheckpointError, ContextFull, UsageError
 from russet.kv_dtype import KvDtype
-from russet.memory import gb
 from russet.quantization import Quantization
 from russet.safetensors import Tensor, Writer, read_metadata, read_safetensors
+from russet.whole_file import whole_file
 
 LAYOUT = "1"  #: goes up whenever the same bytes would mean something else
 
@@ -85,27 +81,13 @@ def save(path: Path, said: dict[str, str], pool: _core.BlockPool, config: Config
         arrays[f"texts.{i}.tables"] = np.where(table > 0, np.searchsorted(blocks, table) + 1, 0).astype(np.uint32)
     shapes = {name: ("u32", array.shape) for name, array in arrays.items()}
     shapes["blocks"] = ("u8", (len(blocks), block_bytes))
-    part = ""
-    try:
-        free = shutil.disk_usage(path.parent).free
-        if free < len(blocks) * block_bytes:
-            raise CheckpointError(
-                f"{path}: {gb(len(blocks) * block_bytes)} needed, {gb(free)} free on that disk; free some"
-            )
-        descriptor, part = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-        writer = Writer(Path(part), shapes, said | {"rotated": " ".join(text.rotated for text in texts)})
+    with whole_file(path, len(blocks) * block_bytes) as part:
+        writer = Writer(part, shapes, said | {"rotated": " ".join(text.rotated for text in texts)})
         for name, array in arrays.items():
             writer.write(name, array)
         n = max(1, _PART_BYTES // block_bytes)
         writer.write_parts("blocks", (pool.read(blocks[i : i + n]) for i in range(0, len(blocks), n)))
         writer.close()
-        os.replace(part, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(part)  # still there only if something went wrong, Ctrl-C included
 
 
 @dataclass(frozen=True, slots=True)
