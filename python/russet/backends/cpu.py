@@ -51,6 +51,9 @@ class CpuBackend(CoreBackend):
         n_threads = _core.default_threads() if threads is None else threads
         if prefill_threads is not None and prefill_threads < 1:
             raise UsageError(f"prefill_threads: expected 1 to 1024, got {prefill_threads}")
+        if not 0 < kv_budget <= 1:
+            raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
+        self.kv_budget = kv_budget
         self.attention = attention
         self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention)
         in_core = _in_core(weights, self.n_threads, packed_file, keep_packed)
@@ -59,9 +62,6 @@ class CpuBackend(CoreBackend):
         self.few_tokens = min([self.few_tokens, *(w.blas_tokens - 1 for w in packed if w.blas_tokens)])
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
-        if not 0 < kv_budget <= 1:
-            raise UsageError(f"kv_budget: expected more than 0 and at most 1, got {kv_budget}")
-        self.kv_budget = kv_budget
         if kv_budget < 1:
             self.refuses_drafts = f"with kv_budget={kv_budget} drafted tokens have a say in which keys are given back"
         elif attention != "exact":
