@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 
 #include "bindings/arrays.h"
 #include "core/check.h"
@@ -99,6 +100,7 @@ void bind_sampler(py::module_& m) {
       .def_readwrite("dry_breakers", &SamplingOptions::dry_breakers)
       .def_readwrite("logit_bias", &SamplingOptions::logit_bias)
       .def_readwrite("bad_words", &SamplingOptions::bad_words)
+      .def_readwrite("no_repeat_ngram_size", &SamplingOptions::no_repeat_ngram_size)
       .def_readwrite("min_tokens", &SamplingOptions::min_tokens)
       .def_readwrite("ends", &SamplingOptions::ends);
 
@@ -122,6 +124,19 @@ void bind_sampler(py::module_& m) {
             return p;
           },
           py::arg("logits"), py::arg("allowed") = py::none())
+      .def(
+          "best",
+          [](Sampler& sampler, const Array<float>& logits, int n, const AllowedArray& allowed) {
+            check(n >= 1, ErrorKind::usage, "best: expected n from 1 on, got ", n);
+            const std::span<const float> row = row_of(logits);
+            const Sampler::Allowed words = words_of(allowed);
+            std::vector<std::tuple<int32_t, double, double>> found;
+            const py::gil_scoped_release release;
+            for (const auto& [token, score, logprob] : sampler.best(row, n, words))
+              found.emplace_back(token, score, logprob);
+            return found;
+          },
+          py::arg("logits"), py::arg("n"), py::arg("allowed") = py::none())
       .def("append", &Sampler::append, py::arg("token"))
       .def("__copy__", [](const Sampler& sampler) { return Sampler(sampler); });
 

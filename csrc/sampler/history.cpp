@@ -39,6 +39,16 @@ bool History::ends_with(std::span<const int32_t> tokens) const {
   return tokens.size() <= text_.size() && std::equal(tokens.rbegin(), tokens.rend(), text_.rbegin());
 }
 
+std::span<const int32_t> History::ends_of_known_runs(int n) {
+  ends_of_runs_.clear();
+  const auto n_before = std::ptrdiff_t(n) - 1;
+  if (n_before >= std::ptrdiff_t(text_.size())) return ends_of_runs_;
+  const auto last = text_.end() - n_before;
+  for (auto begin = text_.begin(); begin != last; ++begin)
+    if (std::equal(last, text_.end(), begin)) ends_of_runs_.push_back(*(begin + n_before));
+  return ends_of_runs_;
+}
+
 std::span<const History::Repeat> History::repeats(int shortest, int window,
                                                   std::span<const int32_t> breakers) {
   const int n = window > 0 ? std::min(window, int(text_.size())) : int(text_.size());

@@ -21,6 +21,9 @@ class History {
   };
   std::span<const Count> counts() const { return counts_; }  // in order of token
 
+  // The tokens that would make the last n tokens a run that the text has already; n from 1 on.
+  std::span<const int32_t> ends_of_known_runs(int n);
+
   // A token that would go on as the text did before: its last `length` tokens stood in front of that token.
   struct Repeat {
     int32_t token;
@@ -38,6 +41,7 @@ class History {
   std::vector<Count> counts_;
   std::vector<int> matches_;
   std::vector<Repeat> repeats_;
+  std::vector<int32_t> ends_of_runs_;
 };
 
 }  // namespace russet

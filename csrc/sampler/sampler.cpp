@@ -73,15 +73,32 @@ void Sampler::probabilities(std::span<const float> logits, double* p, Allowed al
   p[candidates.likeliest()] = 1;
 }
 
+std::vector<Sampler::Scored> Sampler::best(std::span<const float> logits, int n, Allowed allowed) {
+  Candidates& candidates = scratch();
+  candidates.begin(logits);
+  const double log_total = candidates.log_total();
+  if (!allowed.empty()) candidates.keep_allowed(allowed);
+  ban(candidates);
+  for (const Step step : options_.steps) {
+    if (step == Step::penalties) penalise(candidates, log_total);
+    if (step == Step::dry) penalise_repeats(candidates);
+  }
+  candidates.keep_top_k(n);
+  std::vector<Scored> found;
+  for (const int32_t id : candidates.ids())
+    found.push_back({id, candidates.logit_of(id) - log_total, double(logits[size_t(id)]) - log_total});
+  std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
+  return found;
+}
+
 void Sampler::take(Step step, Candidates& candidates) {
   const SamplingOptions& o = options_;
   switch (step) {
     case Step::penalties:
-      if (o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)
-        penalise(candidates);
+      penalise(candidates);
       break;
     case Step::dry:
-      if (o.dry_multiplier > 0) penalise_repeats(candidates);
+      penalise_repeats(candidates);
       break;
     case Step::temperature:
       if (o.temperature != 1) candidates.divide(o.temperature);
@@ -110,7 +127,7 @@ void Sampler::take(Step step, Candidates& candidates) {
   }
 }
 
-void Sampler::ban(Candidates& candidates) const {
+void Sampler::ban(Candidates& candidates) {
   for (const auto& [token, bias] : options_.logit_bias)
     candidates.change(token, [b = bias](float logit) { return logit + b; });
   const auto banned = [](float) { return kBanned; };
@@ -118,20 +135,28 @@ void Sampler::ban(Candidates& candidates) const {
     for (const int32_t end : options_.ends) candidates.change(end, banned);
   for (const std::vector<int32_t>& word : options_.bad_words)
     if (history_.ends_with({word.data(), word.size() - 1})) candidates.change(word.back(), banned);
+  if (options_.no_repeat_ngram_size > 0)
+    for (const int32_t token : history_.ends_of_known_runs(options_.no_repeat_ngram_size))
+      candidates.change(token, banned);
 }
 
-void Sampler::penalise(Candidates& candidates) const {
+void Sampler::penalise(Candidates& candidates, double zero) const {
   const float repetition = float(options_.repetition_penalty);
   const double presence = options_.presence_penalty, frequency = options_.frequency_penalty;
+  if (repetition == 1 && presence == 0 && frequency == 0) return;
   for (const History::Count& count : history_.counts())
-    candidates.change(count.token, [&](float logit) {
+    candidates.change(count.token, [&](float stored) {
+      float logit = float(double(stored) - zero);
       logit = logit > 0 ? logit / repetition : logit * repetition;
-      return count.n_generated > 0 ? float(double(logit) - presence - frequency * count.n_generated) : logit;
+      double changed = double(logit);
+      if (count.n_generated > 0) changed = changed - presence - frequency * count.n_generated;
+      return float(changed + zero);
     });
 }
 
 void Sampler::penalise_repeats(Candidates& candidates) {
   const SamplingOptions& o = options_;
+  if (o.dry_multiplier <= 0) return;
   for (const auto& [token, length] : history_.repeats(o.dry_allowed_length, o.dry_window, o.dry_breakers)) {
     const double penalty = o.dry_multiplier * std::pow(o.dry_base, length - o.dry_allowed_length);
     candidates.change(token, [penalty](float logit) {

@@ -66,7 +66,8 @@ struct SamplingOptions {
 
   std::vector<std::pair<int32_t, float>> logit_bias;  // added; -infinity bans
   std::vector<std::vector<int32_t>> bad_words;        // what must not be completed
-  int min_tokens = 0;                                 // before so many are generated no end comes
+  int no_repeat_ngram_size = 0;  // no run of so many tokens comes twice in text and prompt, 0: off
+  int min_tokens = 0;            // before so many are generated no end comes
   std::vector<int32_t> ends;
 };
 
@@ -85,13 +86,22 @@ class Sampler {
   // What sample() would draw from: p [logits.size()]. Where xtc is a step its dice are thrown.
   void probabilities(std::span<const float> logits, double* p, Allowed allowed = {});
 
+  // The n tokens with the best scores, best first, lower ids first on a tie; fewer where no more may come. A
+  // score is the logarithm of the model's own probability, which biases, bans, penalties and dry have changed
+  // as they change logits. Throws as sample() does.
+  struct Scored {
+    int32_t token;
+    double score, logprob;  // logprob: before anything changed it
+  };
+  std::vector<Scored> best(std::span<const float> logits, int n, Allowed allowed = {});
+
   void append(int32_t token);  // one that was generated
 
  private:
   Candidates& candidates_of(std::span<const float> logits, Allowed allowed);
   void take(Step step, Candidates& candidates);
-  void ban(Candidates& candidates) const;
-  void penalise(Candidates& candidates) const;
+  void ban(Candidates& candidates);
+  void penalise(Candidates& candidates, double zero = 0) const;  // zero: the logit that counts as 0
   void penalise_repeats(Candidates& candidates);
   bool is_greedy() const { return options_.temperature <= 0; }
   double uniform();  // in [0, 1)

@@ -7,6 +7,7 @@
 ...     print(piece.text, end="")
 """
 
+from russet.completions import Completion
 from russet.errors import (
     BackendError,
     CheckpointError,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "Completion",
     "ConfigError",
     "ContextFull",
     "GenerateOptions",

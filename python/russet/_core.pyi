@@ -230,6 +230,7 @@ class SamplingOptions:
     dry_breakers: Sequence[int]
     logit_bias: Sequence[tuple[int, float]]
     bad_words: Sequence[Sequence[int]]
+    no_repeat_ngram_size: int
     min_tokens: int
     ends: Sequence[int]
 
@@ -242,6 +243,11 @@ class Sampler:
         """
     def probabilities(self, logits: _Array, allowed: _Array | None = None) -> _Array:
         """What sample() would draw from: float64 [vocab_size]."""
+    def best(self, logits: _Array, n: int, allowed: _Array | None = None) -> list[tuple[int, float, float]]:
+        """The n tokens with the best scores, best first, as (token, score, logprob); fewer where no more may come.
+
+        score: the logprob as biases, bans, penalties and DRY have changed it. Raises as sample() does.
+        """
     def __copy__(self) -> Sampler:
         """Another that goes on from here with the same text and the same dice."""
     def append(self, token: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from russet import _core
-from russet.backends import Session
+from russet.backends import Backend, Session
 from russet.config import Config
 from russet.errors import NumericalError, UsageError
 from russet.grammar import Grammar
@@ -111,6 +112,8 @@ class Conversation:
         self, tokens: Sequence[int], *, all_logits: bool = False, progress: Progress = lambda done, total: None
     ) -> np.ndarray[Any, Any]:
         """Logits of the last token, or of all."""
+        if not all_logits and self._ahead and [token for token, _ in self._ahead] == list(tokens):
+            return [self.append_foreseen() for _ in tokens][-1]
         self._forget_draft()
         length = len(self.tokens) + len(tokens)
         if self._outgrows_rope(length):
@@ -155,6 +158,11 @@ class Conversation:
         """Whether the draft goes on with this token."""
         return bool(self._ahead) and self._ahead[0][0] == token
 
+    def may_look_ahead(self, n_tokens: int) -> bool:
+        """Whether the session can take one token more that makes n_tokens, and nothing has to be computed anew."""
+        fits = self.session.n_tokens + 1 == n_tokens <= self.session.n_ctx
+        return fits and not self._outgrows_rope(n_tokens)
+
     def n_draftable(self, n: int) -> int:
         """How many of n tokens can be computed along with the next one, and be what they would be without it."""
         n = min(n, self.session.n_ctx - len(self.tokens) - 1)
@@ -168,6 +176,17 @@ class Conversation:
         del self.tokens[n_tokens:]
         if n_tokens == 0:
             self._text_length = 0
+
+    def fork(self, logits: np.ndarray[Any, Any] | None = None) -> Conversation:
+        """Another that goes on from here; with the last token's logits, one that is about to append that token."""
+        self._forget_draft()
+        other = copy.copy(self)
+        other.session = self.session.fork(len(self.tokens))
+        other.tokens = list(self.tokens)
+        other._ahead = deque()
+        if logits is not None:
+            other._ahead.append((other.tokens.pop(), logits))
+        return other
 
     def keep(self) -> None:
         """For the texts that begin alike."""
@@ -195,6 +214,18 @@ class Conversation:
 
     def _outgrows_rope(self, length: int) -> bool:
         return bool(self.tokens) and is_long(self._ropes, self._text_length) != is_long(self._ropes, length)
+
+
+def look_ahead(backend: Backend, nexts: Sequence[tuple[Conversation, int]]) -> None:
+    """Compute the token that each conversation is about to append, all in one pass over the weights.
+
+    A pass is of so few tokens that each has the bits it would have alone. Raises NotEnoughMemory.
+    """
+    for begin in range(0, len(nexts), backend.few_tokens):
+        few = nexts[begin : begin + backend.few_tokens]
+        rows = backend.forward([(conversation.session, [token]) for conversation, token in few])
+        for i, (conversation, token) in enumerate(few):
+            conversation._ahead.append((token, rows[i : i + 1]))
 
 
 def generate(

@@ -6,6 +6,7 @@ llguidance does the parsing, over the bytes of the vocabulary's tokens; what it 
 from __future__ import annotations
 
 import json
+from copy import copy
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, proxy
 
@@ -41,6 +42,12 @@ class Grammar:
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         self._check()
         return mask
+
+    def copy(self) -> Grammar:
+        """Another text that has come as far."""
+        other = copy(self)
+        other._matcher, other._forced = self._matcher.deep_copy(), list(self._forced)
+        return other
 
     def forced(self) -> int | None:
         """The token that has to come next, whatever the model says; None where there is a choice."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,14 +20,16 @@ from russet.backends import Backend, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.backends.part import part_of
+from russet.beam_search import REFUSED, BeamOptions, beam_search
 from russet.checkpoint import Checkpoint, open_checkpoint
+from russet.completions import Completion, complete, completion, text_of
 from russet.config import Config, Reader, with_window
-from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
+from russet.errors import BackendError, ContextFull, NotEnoughMemory, NumericalError, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
 from russet.grammar import Grammar, make_grammar
 from russet.kv_dtype import KvDtype
 from russet.models import family_of
-from russet.options import GenerateOptions, options_of
+from russet.options import ALIASES, GenerateOptions, options_of
 from russet.packed_file import PackedFile
 from russet.prefix_cache import TURNED_OFF, PrefixCache
 from russet.quantization import Quantization
@@ -558,14 +560,128 @@ class Model:
             chosen = replace(chosen, seed=self._new_seed())
         self._check_speculation(chosen)
         ids = self._prompt_ids(prompt, tools)
-        detokenizer: TextStream
-        if _is_chat(prompt):
-            detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
-        else:
-            detokenizer = Continuation(self.tokenizer, ids)
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
+        detokenizer = self._text_stream(prompt, ids)
         return self._stream(ids, chosen, sampler, grammar, detokenizer, progress or (lambda done, total: None))
+
+    def generate_many(
+        self,
+        prompt: Prompt,
+        *,
+        n: int,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> list[Completion]:
+        """Continue a prompt n times; the prompt is computed once, then a token of each text in one pass.
+
+        Every text draws with a seed of its own, seed + i (modulo 2^64), and is the one that generate() gives with it.
+        No tokens are drafted. Raises as generate() does.
+        """
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise UsageError(f"n: expected an integer from 1 on, got {n!r}")
+        chosen = self.defaults.with_keywords(options)
+        first_seed = self._new_seed() if chosen.seed is None else chosen.seed
+        seeds = [(first_seed + i) % 2**64 for i in range(n)]
+        ids = self._prompt_ids(prompt, tools)
+        samplers = [
+            make_sampler(replace(chosen, seed=seed), ids, self.tokenizer, self.config.vocab_size) for seed in seeds
+        ]
+        grammars = [make_grammar(chosen, self.tokenizer) for _ in seeds]
+        asked = chosen if chosen.follows else replace(chosen, logprobs=True)
+        conversation, logits, miss = self._computed(ids, progress)
+        forks = [conversation.fork(logits) for _ in seeds]
+        del conversation  # what it holds is theirs
+        streams = [
+            generate(
+                fork,
+                ids,
+                asked,
+                sampler=sampler,
+                grammar=grammar,
+                miss=miss,
+                detokenizer=self._text_stream(prompt, ids),
+                eos_token_ids=self.tokenizer.eos_token_ids,
+                diagnose=self._damage,
+            )
+            for fork, sampler, grammar in zip(forks, samplers, grammars, strict=True)
+        ]
+        pieces = complete(self.backend, forks, streams, ids)
+        return [completion(of, seed=seed, logprobs=chosen.logprobs) for of, seed in zip(pieces, seeds, strict=True)]
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        num_beams: int = 4,
+        num_return_sequences: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> list[Completion]:
+        """Find the likeliest continuations of a prompt, best first, by keeping num_beams of them at every step.
+
+        The four options are transformers', see BeamOptions. The others are generate()'s: penalties, DRY, biases, bans,
+        lengths and grammars hold, on logprobs; what only draws or cuts is refused by name. Raises as generate() does.
+        """
+        beams = BeamOptions(
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+        )
+        chosen = self.defaults.with_keywords(options)
+        for keyword in options:
+            name = ALIASES.get(keyword, keyword)
+            if name in REFUSED and getattr(chosen, name) != getattr(GenerateOptions(), name):
+                raise UsageError(f"{name}: {REFUSED[name]}")
+        ids = self._prompt_ids(prompt, tools)
+        n_most = min(self.n_ctx - len(ids), self.n_ctx if chosen.max_tokens is None else chosen.max_tokens)
+        if n_most < 1:
+            raise UsageError(f"beam_search: expected room for a token, got {n_most} by max_tokens and n_ctx")
+        sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
+        grammar = make_grammar(chosen, self.tokenizer)
+        ends = frozenset() if chosen.ignore_eos else frozenset(self.tokenizer.eos_token_ids)
+        conversation, logits, _ = self._computed(ids, progress)
+        try:
+            best = beam_search(
+                self.backend, conversation, logits, beams, sampler=sampler, grammar=grammar, n_most=n_most, ends=ends
+            )
+        except NumericalError as error:
+            raise NumericalError(self._damage() or str(error)) from None
+        return [
+            Completion(
+                text=text_of(ended.tokens, self._text_stream(prompt, ids)),
+                tokens=ended.tokens,
+                finish_reason=ended.finish_reason,
+                logprob=ended.logprob,
+                score=ended.score,
+            )
+            for ended in best
+        ]
+
+    def _computed(
+        self, ids: Sequence[int], progress: Progress | None
+    ) -> tuple[Conversation, np.ndarray[Any, Any], str | None]:
+        """A conversation that holds a prompt, the logits after it, and why more than its last token was computed."""
+        conversation, miss = self._begin(ids)
+        new = ids[len(conversation.tokens) :]
+        progress = progress or (lambda done, total: None)
+        try:
+            logits = conversation.append(new, progress=progress)
+        finally:
+            conversation.keep()
+        progress(len(ids), len(ids))
+        return conversation, logits, miss
+
+    def _text_stream(self, prompt: Prompt, ids: Sequence[int]) -> TextStream:
+        """Turns the tokens of an answer, or of a text that goes on, into text."""
+        if _is_chat(prompt):
+            return self.tokenizer.stream_decoder(skip_special_tokens=True)
+        return Continuation(self.tokenizer, ids)
 
     def _stream(
         self,

@@ -46,6 +46,7 @@ class GenerateKeywords(TypedDict, total=False):
     dry_breakers: str | Sequence[str]
     logit_bias: LogitBias
     bad_words: BadWords
+    no_repeat_ngram_size: int
     json_schema: JsonSchema | None
     regex: str | None
     choices: Sequence[str] | None
@@ -73,6 +74,14 @@ ALIASES = {
     "min_new_tokens": "min_tokens",
     "num_draft_tokens": "n_draft",
 }
+
+#: Keywords that are no option of one text, and where they belong.
+_ELSEWHERE = dict.fromkeys(
+    ("num_beams", "length_penalty", "early_stopping"),
+    "an option of beam_search(), which returns the best texts at the end",
+) | dict.fromkeys(
+    ("n", "best_of", "num_return_sequences"), "several texts of one prompt are generate_many(n=...), or beam_search()"
+)
 
 #: The steps from logits to the tokens that one is drawn from, in their default order: transformers' where it has them.
 SAMPLERS = (
@@ -125,6 +134,7 @@ class GenerateOptions:
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  #: no repeat goes across a token with one of these
     logit_bias: LogitBias = ()  #: token id -> what its logit is raised by, before all else; -inf bans it
     bad_words: BadWords = ()  #: texts or lists of token ids that must not come
+    no_repeat_ngram_size: int = 0  #: no run of so many tokens comes twice, the prompt's included; 0: off
     json_schema: JsonSchema | None = None  #: the text is JSON that this schema describes; True: any JSON
     regex: str | None = None  #: the text as a whole matches this
     choices: Sequence[str] | None = None  #: the text is one of these
@@ -154,7 +164,10 @@ class GenerateOptions:
         self._check_texts("stop", need)
         if self.max_tokens is not None:
             need(_is_int(self.max_tokens) and self.max_tokens >= 0, "max_tokens", "an integer from 0 on, or None")
-        for field in ("min_tokens", "top_k", "penalty_window", "dry_allowed_length", "dry_window", "top_logprobs"):
+        for field in (
+            *("min_tokens", "top_k", "penalty_window", "dry_allowed_length", "dry_window", "top_logprobs"),
+            "no_repeat_ngram_size",
+        ):
             value = getattr(self, field)
             need(_is_int(value) and 0 <= value < 2**31, field, "an integer from 0 on")
         for field in ("temperature", "top_n_sigma", "xtc_threshold", "mirostat_tau", "mirostat_eta", "dry_multiplier"):
@@ -230,7 +243,7 @@ class GenerateOptions:
             self.temperature == 0
             and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
             and self.dry_multiplier == 0
-            and self.min_tokens == 0
+            and self.min_tokens == self.no_repeat_ngram_size == 0
             and not (self.logit_bias or self.bad_words or self.logprobs or self.follows)
         )
 
@@ -241,6 +254,8 @@ class GenerateOptions:
         for keyword, value in keywords.items():
             name = ALIASES.get(keyword, keyword)
             if name not in known:
+                if keyword in _ELSEWHERE:
+                    raise UsageError(f"{keyword}: {_ELSEWHERE[keyword]}")
                 near = difflib.get_close_matches(keyword, [*known, *ALIASES], n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
                 raise UsageError(f"{keyword}: no such option; {hint}")
@@ -303,7 +318,6 @@ def _is_int(value: object) -> bool:
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "penalty_alpha": (0, 0.0),
-    "no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1, 1.0),
     "epsilon_cutoff": (0, 0.0),
     "eta_cutoff": (0, 0.0),
@@ -332,6 +346,8 @@ def options_of(hf: Reader) -> GenerateOptions:
         changes["repetition_penalty"] = hf.number("repetition_penalty")
     if hf.values.get("min_new_tokens"):  # null or 0: none
         changes["min_tokens"] = hf.size("min_new_tokens")
+    if hf.values.get("no_repeat_ngram_size"):
+        changes["no_repeat_ngram_size"] = hf.size("no_repeat_ngram_size")
     if "bad_words_ids" in hf:
         changes["bad_words"] = _list(hf, "bad_words_ids")
         if any(isinstance(word, str) for word in changes["bad_words"]):

@@ -14,7 +14,8 @@ from russet.tokenizer import Tokenizer
 _SAME = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
     "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window",
-    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "logit_bias", "min_tokens",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "logit_bias", "no_repeat_ngram_size",
+    "min_tokens",
 )  # fmt: skip
 
 
