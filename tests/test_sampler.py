@@ -581,6 +581,51 @@ def test_logprobs_are_the_models_own(n):
     assert _core.logprobs(logits, 0)[1] == []
 
 
+@pytest.mark.parametrize("n_tokens", [1, 3, 500, 20_000])
+@pytest.mark.parametrize("n", [1, 2, 8, 300])
+def test_the_best_tokens_are_those_of_a_sort(n_tokens, n):
+    logits = random_logits(n_tokens)
+    logits[: n_tokens // 3] = logits[: n_tokens // 3].round()  # many are equal: the lower ids come first
+    if n_tokens > 1:
+        logits[n_tokens // 2] = -np.inf
+    expected = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
+    order = [id for id in np.lexsort((np.arange(n_tokens), -logits))[:n] if np.isfinite(logits[id])]
+    best = sampler(temperature=0.3, top_k=1).best(logits, n)  # these two are not asked
+    assert [id for id, _, _ in best] == order
+    np.testing.assert_allclose([logprob for _, _, logprob in best], expected[order], atol=1e-5)
+    assert all(score == logprob for _, score, logprob in best)
+
+
+def test_biases_bans_and_penalties_change_scores_and_not_logprobs():
+    logits = random_logits(1000)
+    logprobs = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
+    likeliest = np.argsort(-logits)[:6].tolist()
+    options = {"logit_bias": [(likeliest[0], -np.inf), (likeliest[5], 3.0)], "bad_words": [[likeliest[1]]]}
+    one = sampler(prompt=[likeliest[2]], repetition_penalty=1.5, presence_penalty=0.5, **options)
+    one.append(likeliest[3])
+    scores = logprobs.copy()
+    scores[likeliest[:2]] = -np.inf
+    scores[likeliest[5]] += 3
+    scores[likeliest[2:4]] *= 1.5  # a logprob is negative
+    scores[likeliest[3]] -= 0.5
+    order = np.argsort(-scores)[:20].tolist()
+    best = one.best(logits, 20)
+    assert [id for id, _, _ in best] == order
+    np.testing.assert_allclose([score for _, score, _ in best], scores[order], atol=1e-5)
+    np.testing.assert_allclose([logprob for _, _, logprob in best], logprobs[order], atol=1e-5)
+
+
+def test_the_best_are_among_those_allowed():
+    logits = random_logits(1000)
+    allowed = np.zeros(1000, bool)
+    allowed[[3, 500, 999]] = True
+    best = sampler().best(logits, 8, bits(allowed))
+    assert sorted(id for id, _, _ in best) == [3, 500, 999]
+    assert [score for _, score, _ in best] == sorted((score for _, score, _ in best), reverse=True)
+    with pytest.raises(UsageError, match="best: expected n from 1 on, got 0"):
+        sampler().best(logits, 0)
+
+
 # ---- allowed tokens ----
 
 

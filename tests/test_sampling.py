@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from russet import GenerateOptions, Piece, UsageError
+from russet import GenerateOptions, Piece, UsageError, _core
 from russet.generation import Conversation
 from russet.options import SAMPLERS
 from russet.sampling import make_sampler
@@ -23,6 +23,7 @@ def pieces(model, **options) -> list[Piece]:
         {"top_n_sigma": 0, "xtc_probability": 0, "mirostat_tau": 0},
         {"dry_multiplier": 0, "dry_base": 3.0, "penalty_window": 7},
         {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "bad_words": [], "min_tokens": 0},
+        {"no_repeat_ngram_size": 0},
         {"logprobs": True},
     ],
     ids=str,
@@ -44,6 +45,7 @@ def test_neutral_values_change_nothing(demo, neutral):
         {"repetition_penalty": 3.0},
         {"presence_penalty": 5.0},
         {"frequency_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
         {"dry_multiplier": 5.0, "dry_allowed_length": 1},
         {"samplers": ["top_k"], "top_k": 1},
     ],
@@ -55,8 +57,6 @@ def test_every_option_reaches_the_core(demo, changed):
 
 
 def test_the_default_chain_is_the_cores():
-    from russet import _core
-
     assert tuple(_core.SamplingOptions().steps) == SAMPLERS == GenerateOptions().samplers
 
 
@@ -88,6 +88,40 @@ def test_without_being_asked_for_there_are_no_logprobs(demo):
 
 def test_no_token_has_no_logprob(demo):
     assert [piece.logprob for piece in pieces(demo, max_tokens=0, logprobs=True)] == [None]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_runs_that_may_not_repeat_are_those_of_transformers(size):
+    torch = pytest.importorskip("torch")
+    processor = pytest.importorskip("transformers").NoRepeatNGramLogitsProcessor(size)
+    rng = np.random.default_rng(size)
+    n_banned = 0
+    for n_tokens in (1, 2, 3, 4, 9, 60, 60, 60):
+        text = rng.integers(0, 3, n_tokens).tolist()
+        n_prompt = int(rng.integers(0, n_tokens + 1))
+        logits = rng.normal(size=9).astype(np.float32)
+        options = _core.SamplingOptions()
+        options.no_repeat_ngram_size = size
+        options.temperature = 1.0
+        sampler = _core.Sampler(options, 0, text[:n_prompt])
+        for token in text[n_prompt:]:
+            sampler.append(token)
+        expected = processor(torch.tensor([text]), torch.tensor(logits[None]))[0].numpy()
+        assert ((sampler.probabilities(logits) == 0) == np.isneginf(expected)).all()
+        n_banned += int(np.isneginf(expected).sum())
+    assert n_banned > 2
+
+
+def test_text_without_repeats_is_that_of_transformers(stories, stories_folder):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(stories_folder / "hf", dtype=torch.float32).eval()
+    ids = stories.tokenizer.encode("Lily and Tom went to the park. Lily and")
+    with torch.no_grad():
+        expected = theirs.generate(torch.tensor([ids]), max_new_tokens=60, do_sample=False, no_repeat_ngram_size=2)
+    found = stories.generate_tokens(ids, max_tokens=60, no_repeat_ngram_size=2)
+    assert found == expected[0, len(ids) :].tolist()
+    assert found != stories.generate_tokens(ids, max_tokens=60)
 
 
 def test_plain_greedy_is_left_to_the_device(demo, monkeypatch):

@@ -582,6 +582,8 @@ class Model:
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise UsageError(f"n: expected an integer from 1 on, got {n!r}")
         chosen = self.defaults.with_keywords(options)
+        if not chosen.use_cache:
+            raise UsageError("use_cache: the texts are forks of one cache; leave it out")
         first_seed = self._new_seed() if chosen.seed is None else chosen.seed
         seeds = [(first_seed + i) % 2**64 for i in range(n)]
         ids = self._prompt_ids(prompt, tools)
@@ -640,8 +642,10 @@ class Model:
                 raise UsageError(f"{name}: {REFUSED[name]}")
         ids = self._prompt_ids(prompt, tools)
         n_most = min(self.n_ctx - len(ids), self.n_ctx if chosen.max_tokens is None else chosen.max_tokens)
+        if chosen.max_tokens == 0:
+            raise UsageError("max_tokens: expected 1 or more in a beam search, got 0")
         if n_most < 1:
-            raise UsageError(f"beam_search: expected room for a token, got {n_most} by max_tokens and n_ctx")
+            raise ContextFull(f"the prompt's {len(ids):,} tokens fill n_ctx={self.n_ctx:,}; load with a larger n_ctx")
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
         ends = frozenset() if chosen.ignore_eos else frozenset(self.tokenizer.eos_token_ids)

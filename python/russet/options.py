@@ -76,12 +76,14 @@ ALIASES = {
 }
 
 #: Keywords that are no option of one text, and where they belong.
-_ELSEWHERE = dict.fromkeys(
-    ("num_beams", "length_penalty", "early_stopping"),
-    "an option of beam_search(), which returns the best texts at the end",
-) | dict.fromkeys(
-    ("n", "best_of", "num_return_sequences"), "several texts of one prompt are generate_many(n=...), or beam_search()"
-)
+_ELSEWHERE = {
+    "num_beams": "an option of beam_search(), which gives the likeliest texts",
+    "length_penalty": "an option of beam_search(), which gives the likeliest texts",
+    "early_stopping": "an option of beam_search(), which gives the likeliest texts",
+    "num_return_sequences": "several texts of one prompt are generate_many(n=...), or beam_search()",
+    "n": "several texts of one prompt are generate_many(n=...)",
+    "best_of": "take the best by `logprob` of generate_many(n=...)",
+}
 
 #: The steps from logits to the tokens that one is drawn from, in their default order: transformers' where it has them.
 SAMPLERS = (
