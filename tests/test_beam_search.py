@@ -148,7 +148,7 @@ def test_penalties_and_bans_act_on_logprobs_as_in_transformers(theirs, ours, tmp
 
 
 def test_as_many_beams_as_there_are_texts_find_the_best_of_all(tmp_path):
-    tiny_models.make(tmp_path, "llama", **{"vocab_size": 5, "num_key_value_heads": 1})
+    tiny_models.make(tmp_path, "llama", vocab_size=5, num_key_value_heads=1)
     config, backend = tiny_models.load(tmp_path)
     session = backend.session(10)
     session.forward([1, 2])

@@ -157,6 +157,7 @@ GENERATE_FLAGS = {
     ("--dry-breaker", ".", "--dry-breaker", "!"): {"dry_breakers": [".", "!"]},
     ("--logit-bias", "5=-1.5", "--logit-bias", "7=-inf"): {"logit_bias": [(5, -1.5), (7, -math.inf)]},
     ("--bad-word", "the"): {"bad_words": ["the"]},
+    ("--no-repeat-ngram-size", "2"): {"no_repeat_ngram_size": 2},
     ("--samplers", "top_k,temperature"): {"samplers": ["top_k", "temperature"]},
     ("--seed", "7"): {"seed": 7},
     ("-s", "7"): {"seed": 7},
@@ -214,6 +215,32 @@ def test_json_is_one_report_of_text_and_speeds(run, model):
     assert report["generated_tokens"] == 20
     assert report["prompt_tokens_per_s"] * report["first_token_s"] == pytest.approx(report["prompt_tokens"])
     assert report["gb_per_s"] == pytest.approx(model.weight_bytes * report["tokens_per_s"] / 1e9)
+
+
+def test_several_texts_are_told_apart(run, model):
+    drawn = ("generate", "-m", FOLDER, "-n", 8, "--ignore-chat-template", "--temp", 1, "-s", 5, PROMPT)
+    several = ("--num-return-sequences", 3)
+    texts = model.generate_many(PROMPT, n=3, max_tokens=8, temperature=1.0, seed=5)
+    code, out, err = run(*drawn, *several)
+    assert (code, err) == (0, "")
+    assert out == "".join(f"--- {i + 1} of 3, seed {5 + i}\n{text.text}\n" for i, text in enumerate(texts))
+    report = json.loads(run(*drawn, *several, "--json").out)
+    assert [one["text"] for one in report] == [text.text for text in texts]
+    assert [one["tokens"] for one in report] == [text.tokens for text in texts]
+    assert set(report[0]) == {"text", "tokens", "finish_reason", "logprob", "seed"}
+    assert "3 texts, 24 tokens in " in run(*drawn, *several, "--verbose").err
+
+
+def test_beams_are_searched_for(run, model):
+    searched = ("generate", "-m", FOLDER, "-n", 8, "--ignore-chat-template", "--num-beams", 3, PROMPT)
+    texts = model.beam_search(PROMPT, num_beams=3, num_return_sequences=3, max_tokens=8)
+    assert run(*searched) == (0, texts[0].text + "\n", "")
+    lines = run(*searched, "--num-return-sequences", 2).out.splitlines()
+    assert lines[0] == f"--- 1 of 2, score {texts[0].score:.4f}"
+    flags = ("--length-penalty", 0, "--early-stopping", "true", "--json")
+    (best,) = json.loads(run(*searched, *flags).out)
+    expected = model.beam_search(PROMPT, num_beams=3, max_tokens=8, length_penalty=0.0, early_stopping=True)
+    assert (best["text"], best["score"]) == (expected[0].text, expected[0].score)
 
 
 def test_verbose_ends_with_speeds_on_stderr(run, model):
@@ -356,6 +383,11 @@ USAGE = [
     (["generate", "a", "--prompt", "b"], "expected one prompt, got two"),
     (["generate", "--top-p", "2", "hi"], "top_p: expected more than 0 and at most 1, got 2.0"),
     (["generate", "--seed", "-1", "hi"], "seed: expected"),
+    (["generate", "--num-beams", "0", "hi"], "num_beams: expected an integer from 1 on, got 0"),
+    (["generate", "--num-beams", "2", "--num-return-sequences", "3", "hi"], "num_return_sequences: expected at most"),
+    (["generate", "--length-penalty", "2", "hi"], "give --num-beams as well"),
+    (["generate", "-m", FOLDER, "--num-return-sequences", "0", "hi"], "n: expected an integer from 1 on, got 0"),
+    (["generate", "-m", FOLDER, "--num-beams", "2", "--temp", "1", "hi"], "temperature: beam search draws nothing"),
     (["generate", "--samplers", "top_k,topp", "hi"], "samplers: no step is called 'topp'; did you mean 'top_p'?"),
     (["generate", "--samplers", "xtc,xtc", "hi"], "samplers: 'xtc' is there twice"),
     (["generate", "--logit-bias", "5", "hi"], "--logit-bias: expected ID=X, as in 42=-1.5, got '5'"),

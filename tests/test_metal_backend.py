@@ -14,7 +14,7 @@ from russet.backends.cpu import CpuBackend
 from russet.backends.metal import MetalBackend, MetalProduct
 from russet.backends.part import part_of
 from russet.quantization import Quantization, quantize_matrix
-from session_promises import check_chunks_ragged_batches_and_rewinding
+from session_promises import check_chunks_ragged_batches_and_rewinding, check_several_texts
 from tiny_models import CASES, bound, greedy, load, make, make_case, prompt_of
 
 PROMPT = "Once upon a time there was"
@@ -149,6 +149,10 @@ def metal(libraries) -> russet.Model:
 
 def test_chunks_ragged_batches_and_rewinding(metal, demo):
     check_chunks_ragged_batches_and_rewinding(metal, demo, SAME)
+
+
+def test_several_texts_of_one_prompt(metal, demo):
+    check_several_texts(metal, demo, max_tokens=5)
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -20,7 +20,7 @@ from russet.errors import NotEnoughMemory, NumericalError
 from russet.generation import Conversation
 from russet.model import DEMO
 from russet.quantization import QuantizedTensor
-from session_promises import check_chunks_ragged_batches_and_rewinding
+from session_promises import check_chunks_ragged_batches_and_rewinding, check_several_texts
 from tiny_models import (
     CASES,
     bound,
@@ -247,6 +247,10 @@ def mlx() -> russet.Model:
 
 def test_chunks_ragged_batches_and_rewinding(mlx, demo):
     check_chunks_ragged_batches_and_rewinding(mlx, demo, SAME)
+
+
+def test_several_texts_of_one_prompt(mlx, demo):
+    check_several_texts(mlx, demo, max_tokens=20)
 
 
 @pytest.mark.slow

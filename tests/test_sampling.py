@@ -96,7 +96,7 @@ def test_runs_that_may_not_repeat_are_those_of_transformers(size):
     processor = pytest.importorskip("transformers").NoRepeatNGramLogitsProcessor(size)
     rng = np.random.default_rng(size)
     n_banned = 0
-    for n_tokens in (1, 2, 3, 4, 9, 60, 60, 60):
+    for n_tokens in (1, 2, 3, 4, 9, 60, 60, 400):
         text = rng.integers(0, 3, n_tokens).tolist()
         n_prompt = int(rng.integers(0, n_tokens + 1))
         logits = rng.normal(size=9).astype(np.float32)

@@ -200,6 +200,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--bad-word", dest="bad_words", action="append", metavar="TEXT",
         help="text that must not come; may be given several times",
     )  # fmt: skip
+    add("--no-repeat-ngram-size", type=int, metavar="N", help="no run of N tokens comes twice, prompt included")
     add(
         "--samplers", type=lambda names: names.split(","), metavar="NAME,..",
         help=f"the steps to take, in this order (default: {','.join(SAMPLERS)})",

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import russet
-from russet.cli import flags
+from russet.cli import flags, several
 from russet.cli.answer import statistics, take
 from russet.cli.report import print_json
 from russet.cli.terminal import reading_stdin, say
 from russet.errors import UsageError
 from russet.model import SHARDS, Prompt
+
+if TYPE_CHECKING:
+    from russet.options import GenerateKeywords
 
 SUMMARY = "go on with a prompt, or answer it"
 
@@ -24,6 +28,7 @@ examples:
   russet generate -m ./my-model --ignore-chat-template < story.txt > more.txt
   russet generate -m ./my-model --json "Hi" | jq .tokens_per_s
   russet generate -m ./my-model --json-schema person.json "Who wrote Emma?"
+  russet generate -m ./my-model --num-return-sequences 4 --temp 1 "A title:"
 
 stdin is read where there is no prompt, or where it is -; without the line break
 at its end.
@@ -35,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", "-p", dest="prompt_flag", metavar="TEXT", help="the same")
     flags.add_model_flags(parser)
     flags.add_generate_flags(parser)
+    several.add_flags(parser)
     parser.add_argument(
         "--shard", choices=SHARDS, default=argparse.SUPPRESS,
         help="compute some heads, or some layers, in each of the processes that mlx.launch has started",
@@ -43,18 +49,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--prompt-cache", type=Path, metavar="FILE",
         help="begin with the texts of this file, if it is there, and write them with this one at the end",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print text, token counts and speeds as one JSON object")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print text, token counts and speeds as one JSON object, or several texts as a list",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     options = flags.generate_options(args)
+    several.beams(args)
     text = _prompt_text(args)
     model = flags.load_model(args)
     if args.prompt_cache:
         _load_cache(model, args.prompt_cache)
+    if several.asks_for(args):
+        return _write_several(model, _prompt(text, model, args), options, args)
     answer = take(model, _prompt(text, model, args), options, show=not args.json and model.rank == 0)
-    if args.prompt_cache and model.cache_info()["n_texts"]:
-        model.save_cache(args.prompt_cache)
+    _save_cache(model, args.prompt_cache)
     if model.rank:
         return 130 if answer.interrupted else 0
     if args.json:
@@ -65,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
     return 130 if answer.interrupted else 0
 
 
+def _write_several(model: russet.Model, prompt: Prompt, options: GenerateKeywords, args: argparse.Namespace) -> int:
+    texts = several.take(model, prompt, options, args)
+    _save_cache(model, args.prompt_cache)
+    if model.rank == 0:
+        (several.print_json if args.json else several.show)(texts)
+    return 0
+
+
 def _load_cache(model: russet.Model, path: Path) -> None:
     if path.exists():
         model.load_cache(path)
@@ -72,6 +92,11 @@ def _load_cache(model: russet.Model, path: Path) -> None:
         raise UsageError(
             f"--prompt-cache: only the CPU's cache can be saved, not {model.backend.name}'s; take --backend cpu"
         )
+
+
+def _save_cache(model: russet.Model, path: Path | None) -> None:
+    if path and model.cache_info()["n_texts"]:
+        model.save_cache(path)
 
 
 def _prompt_text(args: argparse.Namespace) -> str:
