@@ -2,18 +2,16 @@
 
     python benchmarks/completions.py [--model FOLDER] [--quantize int8] [--texts 8] [--tokens 32] [--rounds 3]
 
-The prompt is in the cache in every run but the first. Runs take turns, so that a busy machine slows them alike.
+The prompt is computed once in every run. Runs take turns, so that a busy machine slows them alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import russet
-from report import Table, machine, spread
+from report import Table, interleaved, machine, spread
 
 PROMPT = "It was on a dreary night of November that I beheld the accomplishment of my toils. "
 
@@ -31,34 +29,30 @@ def main() -> None:
     model = russet.load(args.model, quantize=args.quantize)
 
     def together() -> None:
+        model.clear_cache()
         model.generate_many(PROMPT, n=n_texts, temperature=1.0, seed=0, max_tokens=n_tokens, ignore_eos=True)
 
     def apart() -> None:
+        model.clear_cache()
         for seed in range(n_texts):
             model.generate(PROMPT, temperature=1.0, seed=seed, max_tokens=n_tokens, ignore_eos=True)
 
     def beams() -> None:
+        model.clear_cache()
         model.beam_search(PROMPT, num_beams=n_texts, max_tokens=n_tokens, ignore_eos=True)
 
     print(machine(threads=model.backend.n_threads))
-    ways: dict[str, Callable[[], None]] = {
+    ways = {
         f"{n_texts} texts, one after the other": apart,
         f"{n_texts} texts together": together,
         f"{n_texts} beams": beams,
     }
-    model.generate(PROMPT, max_tokens=1)
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(n_rounds):
-        for name, run in ways.items():
-            model.clear_cache()
-            model.generate(PROMPT, max_tokens=1)
-            start = time.perf_counter()
-            run()
-            speeds[name].append(n_texts * n_tokens / (time.perf_counter() - start))
-    table = Table("", "tokens/s", "of the first")
-    for name, taken in speeds.items():
-        ratios = [a / b for a, b in zip(taken, next(iter(speeds.values())), strict=True)]
-        table.row(name, spread(taken, digits=1), f"{statistics.median(ratios):.2f}x")
+    seconds = interleaved(ways, n_rounds)
+    first = next(iter(seconds.values()))
+    table = Table("", "tokens/s", "times as fast")
+    for name, taken in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
+        table.row(name, spread([n_texts * n_tokens / s for s in taken]), f"{ratio:.2f}x")
     table.print()
 
 
