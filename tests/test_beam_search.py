@@ -124,6 +124,7 @@ def text_after(model, prompt, tokens):
         ({"min_new_tokens": 9}, {"min_tokens": 9}),
         ({"bad_words_ids": [[79], [35, 93]]}, {"bad_words": [[79], [35, 93]]}),
         ({"sequence_bias": [[[35], -30.0], [[7], 2.0]]}, {"logit_bias": [(35, -30.0), (7, 2.0)]}),
+        ({"sequence_bias": [[[79, 35], -30.0], [[7], 2.0]]}, {"sequence_bias": [([79, 35], -30.0), ([7], 2.0)]}),
     ],
     ids=str,
 )

@@ -101,6 +101,8 @@ def test_generation_config_has_bans_and_lengths_too():
         Reader({"min_new_tokens": 5, "bad_words_ids": [[1, 2], [3]], "suppress_tokens": [8, 9], "typical_p": 0.5})
     )
     assert (ours.min_tokens, ours.bad_words) == (5, ((1, 2), (3,)))
+    biased = options_of(Reader({"sequence_bias": [[[4, 5], -1.5], [[6], 2]]}))
+    assert biased.sequence_bias == (((4, 5), -1.5), ((6,), 2.0))
     assert options_of(Reader({"no_repeat_ngram_size": 3})).no_repeat_ngram_size == 3
     assert options_of(Reader({"no_repeat_ngram_size": 0})).no_repeat_ngram_size == 0
     assert ours.logit_bias == ((8, -math.inf), (9, -math.inf))
@@ -108,7 +110,7 @@ def test_generation_config_has_bans_and_lengths_too():
     assert options_of(Reader({"do_sample": True, "typical_p": 0.5})).typical_p == 0.5
 
 
-@pytest.mark.parametrize("key", ["bad_words_ids", "suppress_tokens"])
+@pytest.mark.parametrize("key", ["bad_words_ids", "suppress_tokens", "sequence_bias"])
 @pytest.mark.parametrize("value", [5, ["a"], [[]], [-1], [{}]])
 def test_a_bad_list_in_generation_config_names_the_file(key, value):
     with pytest.raises(ConfigError, match=r"generation_config.json: "):

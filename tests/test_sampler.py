@@ -622,6 +622,8 @@ def test_the_best_are_among_those_allowed():
     best = sampler().best(logits, 8, bits(allowed))
     assert sorted(id for id, _, _ in best) == [3, 500, 999]
     assert [score for _, score, _ in best] == sorted((score for _, score, _ in best), reverse=True)
+    banned = sampler(logit_bias=[(500, -np.inf)])
+    assert {id for id, _, _ in banned.best(logits, 8, bits(allowed))} == {3, 999}
     with pytest.raises(UsageError, match="best: expected n from 1 on, got 0"):
         sampler().best(logits, 0)
 

@@ -1,5 +1,7 @@
 """What the sampling options do to a generated text, from generate() down to the core."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def pieces(model, **options) -> list[Piece]:
         {"top_n_sigma": 0, "xtc_probability": 0, "mirostat_tau": 0},
         {"dry_multiplier": 0, "dry_base": 3.0, "penalty_window": 7},
         {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "bad_words": [], "min_tokens": 0},
-        {"no_repeat_ngram_size": 0},
+        {"no_repeat_ngram_size": 0, "sequence_bias": []},
         {"logprobs": True},
     ],
     ids=str,
@@ -46,6 +48,7 @@ def test_neutral_values_change_nothing(demo, neutral):
         {"presence_penalty": 5.0},
         {"frequency_penalty": 5.0},
         {"no_repeat_ngram_size": 1},
+        {"sequence_bias": {(id,): -5.0 for id in range(500)}},
         {"dry_multiplier": 5.0, "dry_allowed_length": 1},
         {"samplers": ["top_k"], "top_k": 1},
     ],
@@ -110,6 +113,24 @@ def test_runs_that_may_not_repeat_are_those_of_transformers(size):
         assert ((sampler.probabilities(logits) == 0) == np.isneginf(expected)).all()
         n_banned += int(np.isneginf(expected).sum())
     assert n_banned > 2
+
+
+def test_biases_of_sequences_are_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    biases = [([1], 0.5), ([0, 1], -2.0), ([2, 0, 1], 3.0), ([0, 2], -np.inf), ([2, 2], 1.5)]
+    theirs = pytest.importorskip("transformers").SequenceBiasLogitsProcessor([[ids, bias] for ids, bias in biases])
+    options = _core.SamplingOptions()
+    options.sequence_bias = biases
+    logits = np.random.default_rng(0).normal(size=9).astype(np.float32)
+    for text in itertools.product(range(3), repeat=3):
+        for n_prompt in (0, 2, 3):
+            sampler = _core.Sampler(options, 0, text[:n_prompt])
+            for token in text[n_prompt:]:
+                sampler.append(token)
+            expected = theirs(torch.tensor([text]), torch.tensor(logits[None]))[0].numpy().astype(np.float64)
+            scores = dict.fromkeys(range(9), -np.inf) | {id: score for id, score, _ in sampler.best(logits, 9)}
+            found = np.array([scores[id] for id in range(9)]) + np.logaddexp.reduce(logits.astype(np.float64))
+            np.testing.assert_allclose(found, expected, atol=1e-5)  # float32's rounding of sums
 
 
 def test_text_without_repeats_is_that_of_transformers(stories, stories_folder):

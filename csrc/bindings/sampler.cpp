@@ -40,6 +40,8 @@ std::vector<Step> steps_of(const std::vector<std::string>& names) {
 Sampler make_sampler(const SamplingOptions& options, uint64_t seed, const std::vector<int32_t>& prompt) {
   for (const std::vector<int32_t>& word : options.bad_words)
     check(!word.empty(), ErrorKind::usage, "bad_words: expected at least one token in each");
+  for (const auto& [tokens, bias] : options.sequence_bias)
+    check(!tokens.empty(), ErrorKind::usage, "sequence_bias: expected at least one token in each");
   return Sampler(options, seed, prompt);
 }
 
@@ -99,6 +101,7 @@ void bind_sampler(py::module_& m) {
       .def_readwrite("dry_window", &SamplingOptions::dry_window)
       .def_readwrite("dry_breakers", &SamplingOptions::dry_breakers)
       .def_readwrite("logit_bias", &SamplingOptions::logit_bias)
+      .def_readwrite("sequence_bias", &SamplingOptions::sequence_bias)
       .def_readwrite("bad_words", &SamplingOptions::bad_words)
       .def_readwrite("no_repeat_ngram_size", &SamplingOptions::no_repeat_ngram_size)
       .def_readwrite("min_tokens", &SamplingOptions::min_tokens)

@@ -85,8 +85,10 @@ std::vector<Sampler::Scored> Sampler::best(std::span<const float> logits, int n,
   }
   candidates.keep_top_k(n);
   std::vector<Scored> found;
-  for (const int32_t id : candidates.ids())
-    found.push_back({id, candidates.logit_of(id) - log_total, double(logits[size_t(id)]) - log_total});
+  for (const int32_t id : candidates.ids()) {
+    const double score = candidates.logit_of(id) - log_total;
+    if (score > double(kBanned)) found.push_back({id, score, double(logits[size_t(id)]) - log_total});
+  }
   std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
   return found;
 }
@@ -130,6 +132,9 @@ void Sampler::take(Step step, Candidates& candidates) {
 void Sampler::ban(Candidates& candidates) {
   for (const auto& [token, bias] : options_.logit_bias)
     candidates.change(token, [b = bias](float logit) { return logit + b; });
+  for (const auto& [tokens, bias] : options_.sequence_bias)
+    if (history_.ends_with({tokens.data(), tokens.size() - 1}))
+      candidates.change(tokens.back(), [b = bias](float logit) { return logit + b; });
   const auto banned = [](float) { return kBanned; };
   if (history_.n_generated() < options_.min_tokens)
     for (const int32_t end : options_.ends) candidates.change(end, banned);

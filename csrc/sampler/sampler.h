@@ -65,7 +65,9 @@ struct SamplingOptions {
   std::vector<int32_t> dry_breakers;
 
   std::vector<std::pair<int32_t, float>> logit_bias;  // added; -infinity bans
-  std::vector<std::vector<int32_t>> bad_words;        // what must not be completed
+  std::vector<std::pair<std::vector<int32_t>, float>>
+      sequence_bias;                            // added where the last would complete it
+  std::vector<std::vector<int32_t>> bad_words;  // what must not be completed
   int no_repeat_ngram_size = 0;  // no run of so many tokens comes twice in text and prompt, 0: off
   int min_tokens = 0;            // before so many are generated no end comes
   std::vector<int32_t> ends;

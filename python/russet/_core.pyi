@@ -229,6 +229,7 @@ class SamplingOptions:
     dry_window: int
     dry_breakers: Sequence[int]
     logit_bias: Sequence[tuple[int, float]]
+    sequence_bias: Sequence[tuple[Sequence[int], float]]
     bad_words: Sequence[Sequence[int]]
     no_repeat_ngram_size: int
     min_tokens: int

@@ -78,7 +78,7 @@ def completion(pieces: Sequence[Piece], *, seed: int, logprobs: bool) -> Complet
         text="".join(piece.text for piece in pieces),
         tokens=tokens,
         finish_reason=pieces[-1].finish_reason or "length",
-        logprob=sum(known) if len(known) == len(tokens) else None,
+        logprob=sum(known, 0.0) if len(known) == len(tokens) else None,
         logprobs=known if logprobs else None,
         top_logprobs=top or None,
         seed=seed,

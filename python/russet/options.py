@@ -45,6 +45,7 @@ class GenerateKeywords(TypedDict, total=False):
     dry_window: int
     dry_breakers: str | Sequence[str]
     logit_bias: LogitBias
+    sequence_bias: SequenceBias
     bad_words: BadWords
     no_repeat_ngram_size: int
     json_schema: JsonSchema | None
@@ -101,6 +102,7 @@ JsonSchema = Mapping[str, Any] | str | type | bool
 MAX_DRAFT = 31
 
 LogitBias = Mapping[int, float] | Sequence[tuple[int, float]]
+SequenceBias = Mapping[tuple[int, ...], float] | Sequence[tuple[Sequence[int], float]]
 BadWords = str | Sequence[str | Sequence[int]]
 
 
@@ -135,6 +137,7 @@ class GenerateOptions:
     dry_window: int = 0  #: the last tokens in which repeats are looked for; 0: all
     dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  #: no repeat goes across a token with one of these
     logit_bias: LogitBias = ()  #: token id -> what its logit is raised by, before all else; -inf bans it
+    sequence_bias: SequenceBias = ()  #: the same for the last of several token ids, where the others stand before it
     bad_words: BadWords = ()  #: texts or lists of token ids that must not come
     no_repeat_ngram_size: int = 0  #: no run of so many tokens comes twice, the prompt's included; 0: off
     json_schema: JsonSchema | None = None  #: the text is JSON that this schema describes; True: any JSON
@@ -185,6 +188,7 @@ class GenerateOptions:
         need(self.top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
         self._check_texts("dry_breakers", need)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "sequence_bias", _sequence_biases(self.sequence_bias))
         object.__setattr__(self, "bad_words", _words(self.bad_words))
         self._check_grammars(need)
         self._check_samplers()
@@ -246,7 +250,7 @@ class GenerateOptions:
             and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
             and self.dry_multiplier == 0
             and self.min_tokens == self.no_repeat_ngram_size == 0
-            and not (self.logit_bias or self.bad_words or self.logprobs or self.follows)
+            and not (self.logit_bias or self.sequence_bias or self.bad_words or self.logprobs or self.follows)
         )
 
     def with_keywords(self, keywords: Mapping[str, Any]) -> GenerateOptions:
@@ -286,17 +290,38 @@ def _schema_text(schema: Any) -> str:
 
 def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
     checked: list[tuple[int, float]] = []
-    if isinstance(biases, Mapping):
-        biases = [*biases.items()]
-    for pair in biases if isinstance(biases, Sequence) else [biases]:
-        is_pair = isinstance(pair, Sequence) and len(pair) == 2
-        token, bias = pair if is_pair else (pair, None)
-        if not _is_int(token) or not 0 <= token < 2**31:
+    for token, bias in _pairs(biases):
+        if not _is_id(token):
             raise UsageError(f"logit_bias: expected token ids from 0 on, got {token!r:.80}")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not bias <= 1e38:  # float32 holds 3e38
-            raise UsageError(f"logit_bias: expected a number or -inf for token {token}, got {bias!r:.80}")
-        checked.append((token, float(bias)))
+        checked.append((token, _bias("logit_bias", token, bias)))
     return tuple(checked)
+
+
+def _sequence_biases(biases: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
+    checked: list[tuple[tuple[int, ...], float]] = []
+    for ids, bias in _pairs(biases):
+        if not isinstance(ids, Sequence) or len(ids) == 0 or not all(_is_id(id) for id in ids):
+            raise UsageError(f"sequence_bias: expected lists of token ids, none of them empty, got {ids!r:.80}")
+        checked.append((tuple(ids), _bias("sequence_bias", ids, bias)))
+    return tuple(checked)
+
+
+def _pairs(values: Any) -> list[tuple[Any, Any]]:
+    """What a mapping, or a list of pairs, has; in a pair's place something else is a key without a value."""
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(values, Mapping):
+        values = [*values.items()]
+    for pair in values if isinstance(values, Sequence) else [values]:
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2
+        pairs.append((pair[0], pair[1]) if is_pair else (pair, None))
+    return pairs
+
+
+def _bias(field: str, key: object, bias: Any) -> float:
+    if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not bias <= 1e38:  # float32 holds 3e38
+        what = f"token {key}" if _is_int(key) else f"tokens {key!r:.80}"
+        raise UsageError(f"{field}: expected a number or -inf for {what}, got {bias!r:.80}")
+    return float(bias)
 
 
 def _words(words: Any) -> tuple[str | tuple[int, ...], ...]:
@@ -305,7 +330,7 @@ def _words(words: Any) -> tuple[str | tuple[int, ...], ...]:
     checked: list[str | tuple[int, ...]] = []
     for word in words if isinstance(words, Sequence) else (None,):
         is_text = isinstance(word, str)
-        is_ids = isinstance(word, Sequence) and all(_is_int(id) and 0 <= id < 2**31 for id in word)
+        is_ids = isinstance(word, Sequence) and all(_is_id(id) for id in word)
         if not word or not (is_text or is_ids):
             raise UsageError(f"bad_words: expected texts or lists of token ids, none of them empty, got {words!r:.80}")
         checked.append(word if is_text else tuple(word))
@@ -314,6 +339,10 @@ def _words(words: Any) -> tuple[str | tuple[int, ...], ...]:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return _is_int(value) and 0 <= value < 2**31
 
 
 #: keys of generation_config.json that change what is generated and that russet does not have; value: no effect
@@ -326,7 +355,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
-    "sequence_bias": ({}, []),
     "exponential_decay_length_penalty": (),
     "min_length": (0,),
 }
@@ -354,6 +382,8 @@ def options_of(hf: Reader) -> GenerateOptions:
         changes["bad_words"] = _list(hf, "bad_words_ids")
         if any(isinstance(word, str) for word in changes["bad_words"]):
             raise ConfigError(f"{hf.where}: bad_words_ids: expected lists of token ids, got a text")
+    if hf.values.get("sequence_bias"):
+        changes["sequence_bias"] = _list(hf, "sequence_bias")
     if "suppress_tokens" in hf:
         changes["logit_bias"] = [(id, -math.inf) for id in _list(hf, "suppress_tokens")]
     if hf.flag("do_sample", False):

@@ -14,8 +14,8 @@ from russet.tokenizer import Tokenizer
 _SAME = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
     "mirostat_tau", "mirostat_eta", "repetition_penalty", "presence_penalty", "frequency_penalty", "penalty_window",
-    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "logit_bias", "no_repeat_ngram_size",
-    "min_tokens",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "logit_bias", "sequence_bias",
+    "no_repeat_ngram_size", "min_tokens",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def make_sampler(
     if options.dry_multiplier:
         core.dry_breakers = _tokens_with(options.dry_breakers, tokenizer)
     _check_ids("logit_bias", [id for id, _ in core.logit_bias], vocab_size)
+    _check_ids("sequence_bias", [id for ids, _ in core.sequence_bias for id in ids], vocab_size)
     _check_ids("bad_words", [id for ids in core.bad_words for id in ids], vocab_size)
     return _core.Sampler(core, options.seed or 0, prompt)
 

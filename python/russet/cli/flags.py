@@ -197,6 +197,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="raise the logit of a token by X, or ban it by -inf; may be given several times",
     )  # fmt: skip
     add(
+        "--sequence-bias", action="append", type=_sequence_bias, metavar="ID,..=X",
+        help="raise the logit of the last token by X where the others stand before it; may be given several times",
+    )  # fmt: skip
+    add(
         "--bad-word", dest="bad_words", action="append", metavar="TEXT",
         help="text that must not come; may be given several times",
     )  # fmt: skip
@@ -295,6 +299,14 @@ def _text_of(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"cannot be read as UTF-8 text: {error}") from None
+
+
+def _sequence_bias(text: str) -> tuple[list[int], float]:
+    try:
+        tokens, _, bias = text.partition("=")
+        return [int(token) for token in tokens.split(",")], float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID,..=X, as in 42,7=-1.5, got {text!r}") from None
 
 
 def _logit_bias(text: str) -> tuple[int, float]:
