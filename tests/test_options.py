@@ -44,6 +44,13 @@ from russet.options import options_of
         ({"logit_bias": {5: float("nan")}}, "logit_bias: expected a number or -inf for token 5, got nan"),
         ({"logit_bias": {5: float("inf")}}, "logit_bias: expected a number or -inf for token 5, got inf"),
         ({"logit_bias": {5: 1e300}}, "logit_bias: expected a number or -inf for token 5, got 1e+300"),
+        ({"sequence_bias": {(): 1}}, "sequence_bias: expected lists of token ids, none of them empty, got ()"),
+        (
+            {"sequence_bias": [[[1, "a"], 1]]},
+            "sequence_bias: expected lists of token ids, none of them empty, got [1, 'a']",
+        ),
+        ({"sequence_bias": {(1, 2): None}}, "sequence_bias: expected a number or -inf for tokens (1, 2), got None"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: expected an integer from 0 on, got -1"),
         ({"logit_bias": 7}, "logit_bias: expected a number or -inf for token 7"),
         ({"bad_words": [""]}, "bad_words: expected texts or lists of token ids"),
         ({"bad_words": [[]]}, "bad_words: expected texts or lists of token ids"),

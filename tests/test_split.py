@@ -16,7 +16,7 @@ from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.errors import BackendError
 from russet.weights import held_bytes
-from session_promises import check_chunks_ragged_batches_and_rewinding
+from session_promises import check_chunks_ragged_batches_and_rewinding, check_several_texts
 from tiny_models import bound, greedy, load, make_case, prompt_of
 
 if importlib.util.find_spec("mlx") is None:
@@ -111,6 +111,10 @@ def split() -> russet.Model:
 
 def test_chunks_ragged_batches_and_rewinding(split, demo):
     check_chunks_ragged_batches_and_rewinding(split, demo, SAME)
+
+
+def test_several_texts_of_one_prompt(split, demo):
+    check_several_texts(split, demo, max_tokens=20)
 
 
 def test_a_prompt_of_several_chunks(split, demo, monkeypatch):
