@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from russet import _core, memory, saved_cache
-from russet.backends import Backend, Session
+from russet.backends import Backend, Interrupt, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.config import Config, Reader, with_window
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
-from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
+from russet.generation import Continuation, Conversation, Piece, Progress, ReplyText, TextStream, generate
 from russet.grammar import Grammar, make_grammar
 from russet.kv_dtype import KvDtype
+from russet.limits import Limits
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
@@ -34,6 +35,7 @@ from russet.quantization import Quantization
 from russet.sampling import make_sampler
 from russet.saved_cache import SavedText
 from russet.speculation import DraftModel, PromptLookup, Speculation, check_same_tokens
+from russet.thinking import SWITCHES, Thinking
 from russet.tokenizer import Message, Tokenizer
 from russet.tool_calls import FORMATS, Reply, parse_tool_calls
 from russet.weights import (
@@ -401,6 +403,7 @@ def _load_shard(
         checkpoint=parts.checkpoint,
         quantization=parts.quantization,
         rank=team.rank,
+        n_ranks=team.size,
         new_seed=team.new_seed,
     )
 
@@ -469,6 +472,7 @@ class Model:
         quantization: Quantization | None = None,
         draft: Model | None = None,
         rank: int = 0,
+        n_ranks: int = 1,
         new_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
         self.config = config
@@ -481,6 +485,7 @@ class Model:
         self.quantization = quantization  #: how its weights were quantised while they were loaded
         self.draft = draft  #: the smaller model that drafts for this one
         self.rank = rank  #: of this process among those that share the model; 0 where it is alone
+        self.n_ranks = n_ranks  #: processes that share it
         self._new_seed = new_seed
         self._texts = PrefixCache(
             partial(backend.session, n_ctx),
@@ -557,15 +562,17 @@ class Model:
         if chosen.seed is None:
             chosen = replace(chosen, seed=self._new_seed())
         self._check_speculation(chosen)
-        ids = self._prompt_ids(prompt, tools)
+        self._check_limits(chosen)
+        ids = self._prompt_ids(prompt, tools, chosen.thinking)
         detokenizer: TextStream
         if _is_chat(prompt):
-            detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True)
+            detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True, but=self.tokenizer.thinking_ids)
         else:
             detokenizer = Continuation(self.tokenizer, ids)
+        reply = ReplyText(detokenizer, self._thinking(prompt, ids, chosen), chosen.stop)
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
-        return self._stream(ids, chosen, sampler, grammar, detokenizer, progress or (lambda done, total: None))
+        return self._stream(ids, chosen, sampler, grammar, reply, progress or (lambda done, total: None))
 
     def _stream(
         self,
@@ -573,17 +580,18 @@ class Model:
         options: GenerateOptions,
         sampler: _core.Sampler,
         grammar: Grammar | None,
-        detokenizer: TextStream,
+        reply: ReplyText,
         progress: Progress,
     ) -> Generator[Piece]:
+        limits = Limits(options.timeout, options.cancel)
         miss: str | None = TURNED_OFF
         speculation = None
         if options.use_cache:
-            conversation, miss = self._begin(ids)
+            conversation, miss = self._begin(ids, limits.check)
             if grammar is None:  # which forces tokens itself
                 speculation = self._speculation(conversation, ids, options)
         else:
-            conversation = Conversation(self.session(), self.config)
+            conversation = Conversation(self.session(), self.config, interrupt=limits.check)
         try:
             yield from generate(
                 conversation,
@@ -592,7 +600,8 @@ class Model:
                 sampler=sampler,
                 grammar=grammar,
                 miss=miss,
-                detokenizer=detokenizer,
+                reply=reply,
+                limits=limits,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
                 speculation=speculation,
@@ -603,11 +612,26 @@ class Model:
             if speculation:
                 speculation.keep()
 
-    def _begin(self, ids: Sequence[int]) -> tuple[Conversation, str | None]:
+    def _begin(self, ids: Sequence[int], interrupt: Interrupt = lambda: None) -> tuple[Conversation, str | None]:
         """One that holds what is known of a prompt, and why not all but its last token."""
         session, miss = self._texts.take(ids)
-        known = ids[: session.n_tokens]
-        return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts), miss
+        known, n = ids[: session.n_tokens], len(ids)
+        conversation = Conversation(
+            session, self.config, known=known, text_length=n, texts=self._texts, interrupt=interrupt
+        )
+        return conversation, miss
+
+    def _thinking(self, prompt: Prompt, ids: list[int], options: GenerateOptions) -> Thinking | None:
+        """What takes thoughts out of the reply to a conversation; None where there are none to expect."""
+        tags = self.tokenizer.thinking_tags
+        if tags is None or not _is_chat(prompt) or options.follows:  # a grammar lets no tag through
+            return None
+        return Thinking(tags, is_open=self.tokenizer.decode(ids[-16:]).rstrip().endswith(tags[0]))
+
+    def _check_limits(self, options: GenerateOptions) -> None:
+        if self.n_ranks > 1 and (options.timeout is not None or options.cancel is not None):
+            name = "timeout" if options.timeout is not None else "cancel"
+            raise UsageError(f"{name}: not with shard, whose processes could not agree on when that was")
 
     def _check_speculation(self, options: GenerateOptions) -> None:
         if options.speculate == "draft" and self.draft is None:
@@ -623,7 +647,7 @@ class Model:
             return None
         if options.speculate == "lookup" or self.draft is None:
             return Speculation(conversation, PromptLookup(), n_most)
-        drafting, _ = self.draft._begin(ids)
+        drafting, _ = self.draft._begin(ids, conversation.interrupt)
         n_ids = min(self.config.vocab_size, self.draft.config.vocab_size)
         return Speculation(conversation, DraftModel(drafting, n_ids), n_most)
 
@@ -755,13 +779,19 @@ class Model:
     def _identity(self, on: CpuBackend) -> dict[str, str]:
         return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
-    def _prompt_ids(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
+    def _prompt_ids(
+        self, prompt: Prompt, tools: Sequence[Tool] | None = None, thinking: bool | None = None
+    ) -> list[int]:
         if tools is not None and not _is_chat(prompt):
             raise UsageError("tools: the chat template tells the model of them; pass the prompt as a list of messages")
+        if thinking is not None and not (_is_chat(prompt) and self.tokenizer.can_switch_thinking):
+            why = "this chat template has no switch for it" if _is_chat(prompt) else "pass a list of messages"
+            raise UsageError(f"thinking: the chat template asks for it or does not; {why}")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
-            ids = self.tokenizer.apply_chat_template(prompt, tools, add_generation_prompt=True)  # type: ignore[arg-type]
+            switches: dict[str, Any] = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
+            ids = self.tokenizer.apply_chat_template(prompt, tools, add_generation_prompt=True, **switches)  # type: ignore[arg-type]
         else:
             try:
                 ids = [index(id) for id in prompt]  # type: ignore[arg-type]
