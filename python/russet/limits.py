@@ -12,6 +12,16 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
+class AnyOf:
+    """Set where one of several flags is."""
+
+    def __init__(self, *flags: Flag | None) -> None:
+        self._flags = [flag for flag in flags if flag is not None]
+
+    def is_set(self) -> bool:
+        return any(flag.is_set() for flag in self._flags)
+
+
 class Ended(Exception):
     """A generation is to end here; `reason` is its finish_reason."""
 

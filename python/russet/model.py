@@ -6,11 +6,12 @@ import logging
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from russet.errors import BackendError, ContextFull, NotEnoughMemory, UsageError
 from russet.generation import Continuation, Conversation, Piece, Progress, ReplyText, TextStream, generate
 from russet.grammar import Grammar, make_grammar
 from russet.kv_dtype import KvDtype
-from russet.limits import Limits
+from russet.limits import AnyOf, Limits
 from russet.models import family_of
 from russet.options import GenerateOptions, options_of
 from russet.packed_file import PackedFile
@@ -510,7 +511,7 @@ class Model:
         progress: Progress | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> str:
-        """Continue a prompt; return the new text. Options are those of GenerateOptions.
+        """Continue a prompt; return the new text, without the thoughts before it. Options are those of GenerateOptions.
 
         prompt: text as it is, token ids, or a list of messages for the chat template
         tools: JSON schemas of the functions that a conversation may call; parse_tool_calls() finds the calls
@@ -554,7 +555,7 @@ class Model:
         progress: Progress | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Generator[Piece]:
-        """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
+        """Continue a prompt, piece by piece. Leaving the loop stops it; the model stays usable.
 
         Bad input is refused here, before the first piece is asked for. Raises as generate() does.
         """
@@ -573,6 +574,25 @@ class Model:
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
         return self._stream(ids, chosen, sampler, grammar, reply, progress or (lambda done, total: None))
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> AsyncGenerator[Piece]:
+        """The pieces of stream() for `async for`, computed in a thread of their own.
+
+        Leaving the loop and cancelling the task stop it as `cancel` does. `progress` is called in that thread. Raises
+        as stream() does, when the first piece is asked for.
+        """
+        from russet.async_stream import in_thread
+
+        left = Event()
+        options["cancel"] = AnyOf(left, options.get("cancel"))
+        return in_thread(partial(self.stream, prompt, tools=tools, progress=progress, **options), left)
 
     def _stream(
         self,

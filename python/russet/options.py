@@ -187,7 +187,7 @@ class GenerateOptions:
             need(number("timeout") > 0, "timeout", "a number of seconds above 0, or None")
         is_flag = self.cancel is None or callable(getattr(self.cancel, "is_set", None))
         need(is_flag, "cancel", "a threading.Event, what else has is_set(), or None")
-        need(self.thinking in (None, True, False), "thinking", "True, False or None")
+        need(self.thinking is None or isinstance(self.thinking, bool), "thinking", "True, False or None")
         if self.seed is not None:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
         need(self.context_overflow in ("error", "shift"), "context_overflow", "'error' or 'shift'")

@@ -92,7 +92,7 @@ class CpuBackend(CoreBackend):
         return [(text.tokens, CoreSession(self, text.cache), text.rotated) for text in texts]
 
     def run(
-        self, parts: list[Part], x: np.ndarray[Any, Any] | None = None, *, interrupt: Interrupt | None = None
+        self, parts: list[Part], x: np.ndarray[Any, Any] | None = None, interrupt: Interrupt | None = None
     ) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
         return self.with_room(lambda: self._cpu.forward(self._model, parts, x, interrupt))

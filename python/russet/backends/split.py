@@ -95,7 +95,7 @@ class SplitBackend:
             return self._overlapped(*parts[0], interrupt)
         x = self._mlx.hidden([(s.on_mlx.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts])
         on_cpu = [(s.on_cpu.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts]
-        return self._cpu.run(on_cpu, x, interrupt=interrupt)
+        return self._cpu.run(on_cpu, x, interrupt)
 
     def _overlapped(
         self,
@@ -115,7 +115,7 @@ class SplitBackend:
             try:
                 for chunk, x in zip(chunks, xs, strict=True):
                     part = (session.on_cpu.cache, chunk, text_length, wants_all)
-                    rows.append(self._cpu.run([part], x.result(), interrupt=interrupt))
+                    rows.append(self._cpu.run([part], x.result(), interrupt))
             except BaseException:
                 mlx.shutdown(cancel_futures=True)
                 session.rewind(min(before, session.n_tokens))
