@@ -337,7 +337,8 @@ def generate(
         return
     for n in itertools.count(1):
         if token is None:
-            yield piece(reply.finish(), None, over, n - 1)
+            shown = reply.finish()
+            yield piece(shown, None, "stop" if shown.stopped else over, n - 1)
             return
         now = time.perf_counter()
         from_draft = speculation is not None and speculation.chosen(token)
