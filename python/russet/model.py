@@ -804,9 +804,10 @@ class Model:
     ) -> list[int]:
         if tools is not None and not _is_chat(prompt):
             raise UsageError("tools: the chat template tells the model of them; pass the prompt as a list of messages")
-        if thinking is not None and not (_is_chat(prompt) and self.tokenizer.can_switch_thinking):
-            why = "this chat template has no switch for it" if _is_chat(prompt) else "pass a list of messages"
-            raise UsageError(f"thinking: the chat template asks for it or does not; {why}")
+        if thinking is not None and not _is_chat(prompt):
+            raise UsageError("thinking: the chat template is told of it; pass the prompt as a list of messages")
+        if thinking is not None and not self.tokenizer.can_switch_thinking:
+            raise UsageError("thinking: this model's chat template leaves no choice; leave it out")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
