@@ -249,6 +249,35 @@ def test_a_draft_models_reading_of_the_prompt_ends_too(clock):
     check_usable(model)
 
 
+def test_processes_that_share_a_model_have_no_limits(demo, monkeypatch):
+    monkeypatch.setattr(demo, "n_ranks", 2)
+    for name, value in (("timeout", 1), ("cancel", threading.Event())):
+        with pytest.raises(UsageError, match=f"{name}: not with shard"):
+            demo.stream(PROMPT, **{name: value})
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("options", [{}, {"speculate": "lookup"}, {"temperature": 1.0, "seed": 1}], ids=str)
+def test_what_is_raised_in_the_users_loop_leaves_the_model_as_a_fresh_one(stories_folder, raised, options):
+    model, seen = russet.load(stories_folder / "hf"), []
+
+    def talk():
+        for piece in model.stream(PROMPT, max_tokens=None, **(FREE | options)):
+            seen.append(piece)
+            if len(seen) == 7 and raised is KeyboardInterrupt:
+                signal.raise_signal(signal.SIGINT)
+            elif len(seen) == 7:
+                raise raised
+
+    with pytest.raises(raised):
+        talk()
+    assert len(seen) == 7
+    expected = russet.load(stories_folder / "hf").generate_tokens(PROMPT, max_tokens=30, **(FREE | options))
+    assert [piece.token for piece in seen] == expected[:7]
+    assert model.generate_tokens(PROMPT, max_tokens=30, **(FREE | options)) == expected
+    check_all_is_given_back(model)
+
+
 # ---- inside one pass ----
 
 
