@@ -172,6 +172,17 @@ def test_one_beam_is_greedy(demo):
     assert text.tokens == demo.generate_tokens(PROMPT, temperature=0, max_tokens=30)
 
 
+def test_tokens_that_end_a_text_are_not_shown(demo):
+    ids = demo.tokenizer.encode(PROMPT)
+    end = demo.beam_search(PROMPT, max_tokens=12)[0].tokens[6]
+    texts = demo.beam_search(PROMPT, num_return_sequences=4, max_tokens=12, stop_token_ids=[end])
+    ended = [text for text in texts if text.finish_reason == "stop"]
+    assert ended
+    for text in ended:
+        assert text.tokens.index(end) == len(text.tokens) - 1
+        assert text.text == text_after(demo, ids, text.tokens[:-1])
+
+
 def test_the_logprob_is_that_of_score(demo):
     ids = demo.tokenizer.encode(PROMPT)
     bound = 20 * 2e-4 * float(np.ptp(demo.logits(ids)))  # of each of 20 tokens, the bound used everywhere
@@ -222,6 +233,7 @@ def test_beams_share_what_they_have_in_common(demo):
         ({"top_p": 0.9}, "top_p: beam search draws nothing"),
         ({"seed": 1}, "seed: beam search draws nothing"),
         ({"stop": ["."]}, "stop: a beam search knows texts only when they end"),
+        ({"timeout": 5}, "timeout: a beam search has no text before it ends"),
         ({"logprobs": True}, "logprobs: a beam search gives the logprob of whole texts"),
         ({"max_tokens": 0}, "max_tokens: expected 1 or more"),
         ({"num_beam": 3}, "num_beam: no such option"),

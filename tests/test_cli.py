@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -163,7 +164,9 @@ GENERATE_FLAGS = {
     ("--seed", "7"): {"seed": 7},
     ("-s", "7"): {"seed": 7},
     ("--stop", "a", "--stop", "the"): {"stop": ["a", "the"]},
+    ("--stop-token-ids", "5,7"): {"stop_token_ids": [5, 7]},
     ("--ignore-eos",): {"ignore_eos": True},
+    ("--timeout", "99.5"): {"timeout": 99.5},
     ("--no-cache",): {"use_cache": False},
 }
 
@@ -242,6 +245,65 @@ def test_beams_are_searched_for(run, model):
     (best,) = json.loads(run(*searched, *flags).out)
     expected = model.beam_search(PROMPT, num_beams=3, max_tokens=8, length_penalty=0.0, early_stopping=True)
     assert (best["text"], best["score"]) == (expected[0].text, expected[0].score)
+
+
+def test_a_timeout_keeps_what_came(run, monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("russet.limits.monotonic", lambda: next(ticks))
+    argv = ("generate", "-m", FOLDER, "-n", 50, "--temp", 0, "--ignore-eos", "--ignore-chat-template", "--json", PROMPT)
+    report = json.loads(run(*argv, "--timeout", 10).out)
+    assert report["finish_reason"] == "timeout"
+    assert 0 < report["generated_tokens"] < 10
+    assert json.loads(run(*argv).out)["text"].startswith(report["text"])
+    code, out, _ = run(*argv, "--timeout", 0.5)
+    report = json.loads(out)
+    assert (code, report["text"], report["finish_reason"]) == (0, "", "timeout")
+    assert (report["generated_tokens"], report["prompt_tokens_per_s"]) == (0, 0)
+
+
+THINKS = "{% if thinking is not false %}{% set t = '<think>' %}{% endif %}{{ messages[-1].content }}{{ t }}" + (
+    "{# </think> #}"
+)
+
+
+@pytest.fixture(scope="session")
+def thinking_folder(tmp_path_factory) -> Path:
+    """The same model, whose template has it think: for ever, as it knows no closing tag."""
+    folder = tmp_path_factory.mktemp("models") / "thinks"
+    shutil.copytree(FOLDER, folder)
+    (folder / "chat_template.jinja").write_text(THINKS)
+    return folder
+
+
+def test_thoughts_go_to_stderr_and_are_no_text(run, model, thinking_folder):
+    argv = ("generate", "-m", thinking_folder, "-n", 12, PROMPT)
+    thought = json.loads(run(*argv, "--json").out)
+    assert (thought["text"], thought["finish_reason"]) == ("", "length")
+    assert len(thought["thought"]) > 10
+    assert run(*argv) == (0, "", thought["thought"] + "\n")
+    said = json.loads(run(*argv, "--json", "--no-thinking").out)
+    assert (said["text"], said["thought"]) == (model.generate(PROMPT, max_tokens=12), "")
+
+
+@pytest.fixture
+def thoughtful(monkeypatch):
+    """Every answer has a thought before it."""
+    stream = russet.Model.stream
+
+    def thinking(self, prompt, **options):
+        first = True
+        for piece in stream(self, prompt, **options):
+            yield replace(piece, text="", thought="Hm. ", finish_reason=None) if first else piece
+            first = False
+
+    monkeypatch.setattr(russet.Model, "stream", thinking)
+
+
+def test_an_answer_begins_after_its_thoughts(run, thoughtful):
+    argv = ("generate", "-m", FOLDER, "-n", 5, "--ignore-chat-template", PROMPT)
+    report = json.loads(run(*argv, "--json").out)
+    assert (report["thought"], bool(report["text"])) == ("Hm. ", True)
+    assert run(*argv) == (0, report["text"] + "\n", "Hm. \n\n")
 
 
 def test_verbose_ends_with_speeds_on_stderr(run, model):
@@ -389,6 +451,9 @@ USAGE = [
     (["generate", "--length-penalty", "2", "hi"], "give --num-beams as well"),
     (["generate", "-m", FOLDER, "--num-return-sequences", "0", "hi"], "n: expected an integer from 1 on, got 0"),
     (["generate", "-m", FOLDER, "--num-beams", "2", "--temp", "1", "hi"], "temperature: beam search draws nothing"),
+    (["generate", "--timeout", "0", "hi"], "timeout: expected a number of seconds above 0, or None, got 0.0"),
+    (["generate", "--stop-token-ids", "5,x", "hi"], "expected ID,ID,.. as in 2 or 7,13, got '5,x'"),
+    (["generate", "-m", FOLDER, "--ignore-chat-template", "--no-thinking", "hi"], "thinking: "),
     (["generate", "--samplers", "top_k,topp", "hi"], "samplers: no step is called 'topp'; did you mean 'top_p'?"),
     (["generate", "--samplers", "xtc,xtc", "hi"], "samplers: 'xtc' is there twice"),
     (["generate", "--logit-bias", "5", "hi"], "--logit-bias: expected ID=X, as in 42=-1.5, got '5'"),
@@ -557,6 +622,29 @@ def n_cached(err: str) -> list[int]:
     return [int(line.split()[4]) for line in err.splitlines() if " cached" in line]
 
 
+def test_chat_keeps_thoughts_apart(run, prompts, chat_folder, thoughtful):
+    assert run("chat", "-m", chat_folder, "-n", 6, stdin="Hi\nAnd you?\n").code == 0
+    answer = prompts[1][0][1]
+    assert (answer["role"], answer["reasoning_content"]) == ("assistant", "Hm. ")
+    assert answer["content"]
+    assert "Hm. " not in answer["content"]
+
+
+def test_a_message_that_was_only_thought_about_is_not_kept(run, prompts, thinking_folder):
+    code, out, err = run("chat", "-m", thinking_folder, "-n", 3, stdin="Hi\nHo\n")
+    assert (code, out) == (0, "")
+    assert [prompt for prompt, _ in prompts] == [[user("Hi")], [user("Ho")]]
+    assert err.count("stopped before there was an answer; the message is not kept") == 2
+
+
+def test_an_answer_goes_on_whatever_was_said_about_thinking(run, prompts, chat_folder):
+    (folder := chat_folder.with_name("switch")).mkdir(exist_ok=True)
+    shutil.copytree(chat_folder, folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE + "{% if enable_thinking %}</think>{% endif %}")
+    assert run("chat", "-m", folder, "-n", 4, "--no-thinking", typed="Hi\n\n").code == 0
+    assert [options["thinking"] for _, options in prompts] == [False, None]
+
+
 def test_reset_forgets_the_cache_too(run, chat_folder):
     err = run("chat", "-m", chat_folder, "-n", 2, "--verbose", stdin="Hi\n/reset\nHi\n").err
     assert n_cached(err) == [0, 0]
@@ -719,6 +807,14 @@ def test_ctrl_c_keeps_the_text_and_gives_130():
     assert child.returncode == 130
     assert len(first) == 20
     assert (buffered + rest).endswith(b"\n")
+    assert b"Traceback" not in err
+
+
+def test_a_timeout_ends_the_text_by_itself():
+    child = start("generate", PROMPT, *ENDLESS, "--timeout", 1)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert len(out) > 20
     assert b"Traceback" not in err
 
 

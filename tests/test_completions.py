@@ -1,6 +1,8 @@
 """Several texts of one prompt: each is the one that generate() gives alone, computed in one pass with the others."""
 
+import itertools
 from collections import Counter
+from threading import Event
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ def alone(model, completion, **options):
         {"temperature": 1.0, "dry_multiplier": 0.8, "bad_words": ["the"], "logit_bias": {5: 2.0}},
         {"temperature": 1.0, "no_repeat_ngram_size": 2},
         {"temperature": 1.0, "stop": ["e", "king"], "min_tokens": 3},
+        {"temperature": 1.0, "stop_token_ids": [199, 14, 12]},
         {"temperature": 1.0, "max_tokens": 1},
     ],
     ids=lambda options: ",".join(options),
@@ -115,6 +118,32 @@ def test_grammars_hold_every_text(demo, asked):
         assert (c.tokens, c.text, c.finish_reason) == alone(demo, c, **options)
         assert c.finish_reason == "stop"
         assert (c.logprob is None) == (not asked)
+
+
+def test_a_timeout_ends_all_with_what_came(demo, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("russet.limits.monotonic", lambda: next(ticks))
+    options = {"temperature": 1.0, "max_tokens": 40, "ignore_eos": True}
+    completions = demo.generate_many(PROMPT, n=3, seed=0, timeout=30, **options)
+    assert {c.finish_reason for c in completions} == {"timeout"}
+    for c in completions:
+        assert 0 < len(c.tokens) < 15
+        assert c.logprob < 0
+        assert c.tokens == alone(demo, c, **options)[0][: len(c.tokens)]
+    info = demo.cache_info()
+    assert info["bytes"] == info["text_bytes"]
+
+
+def test_cancelled_before_it_began_it_has_no_tokens(demo):
+    cancel = Event()
+    cancel.set()
+    demo.clear_cache()
+    completions = demo.generate_many(PROMPT, n=2, seed=5, cancel=cancel)
+    assert [(c.text, c.tokens, c.finish_reason, c.seed) for c in completions] == [
+        ("", [], "cancelled", 5),
+        ("", [], "cancelled", 6),
+    ]
+    assert demo.cache_info()["n_blocks"] == 0
 
 
 def test_logprobs_are_those_that_score_gives(demo):

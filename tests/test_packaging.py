@@ -22,6 +22,7 @@ LATE = (
     "huggingface_hub",
     "rich",
     "matplotlib",
+    "asyncio",
 )
 
 IMPORT = f"""

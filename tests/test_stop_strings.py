@@ -22,11 +22,8 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(chunks, stops)
 
     stream, shown, stopped = StopStrings(stops), "", False
     for chunk in chunks:
-        for character in chunk:  # as a detokenizer gives it
-            text, stopped = stream.push(character)
-            shown += text
-            if stopped:
-                break
+        text, stopped = stream.push(chunk)
+        shown += text
         if stopped:
             break
     if not stopped:
@@ -47,6 +44,11 @@ def test_nothing_shown_can_be_part_of_a_stop_string(chunks, stops):
         assert stopped or any(s.startswith(held) for s in stops) or not held
         if stopped:
             break
+
+
+def test_the_stop_string_that_is_complete_first_ends_the_text():
+    assert StopStrings(["abcd", "c"]).push("abcd") == ("ab", True)
+    assert StopStrings(["bc", "abc"]).push("abcd") == ("", True)
 
 
 def test_a_long_stop_string_in_one_push():

@@ -1,5 +1,6 @@
 // The Python module russet._core: the only file, with kernels.cpp beside it, that knows Python. The GIL is
 // released around everything that computes.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -247,11 +248,12 @@ struct Cpu {
         ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads,
             attention_kind_of(attention)) {}
 
-  Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x) {
+  Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x,
+                       const Interrupt& interrupt) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
     const auto is_own = [](const KvCache& cache) { return cache.pool().format().keys_by_columns; };
-    return forward_parts(model, parts, x, ops, is_own, lock);
+    return forward_parts(model, parts, x, ops, is_own, lock, interrupt);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -451,7 +453,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("n_prefill_threads") = 0, py::arg("attention") = "exact")
       .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_decode_threads(); })
       .def_property_readonly("n_prefill_threads", [](const Cpu& cpu) { return cpu.ops.n_prefill_threads(); })
-      .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"), py::arg("x") = py::none())
+      .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"), py::arg("x") = py::none(),
+           py::arg("interrupt") = py::none())
       .def("norm_linear", &Cpu::norm_linear, py::arg("norm_w"), py::arg("norm_bias"), py::arg("w"),
            py::arg("x"))
       .def("norm_gate", &Cpu::norm_gate, py::arg("norm_w"), py::arg("norm_bias"), py::arg("gate"),

@@ -1,6 +1,7 @@
 // A model on the core's side, and one pass over it: what the bindings of every device share.
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <optional>
@@ -28,10 +29,24 @@ using Part = std::tuple<KvCache*, std::vector<int32_t>, int, bool>;
 // [n_tokens, dim] that a pass begins with where layers before the model's own were computed elsewhere.
 using X = std::optional<Array<float>>;
 
+// Called between the layers of a long pass; what it raises ends the pass, and the caches hold what they held.
+using Interrupt = std::optional<std::function<void()>>;
+
+// The same where it is due: it takes the GIL, for which a thread may have to wait for the others.
+inline std::function<void()> now_and_then(const std::function<void()>& interrupt) {
+  using Clock = std::chrono::steady_clock;
+  return [&interrupt, last = Clock::now()]() mutable {
+    if (Clock::now() - last < std::chrono::milliseconds(20)) return;
+    interrupt();
+    last = Clock::now();
+  };
+}
+
 // Logits [n_rows, vocab_size]. Calls from several threads take turns at the lock. is_own(cache): whether the
 // device reads it.
 inline Array<float> forward_parts(const Model& model, const std::vector<Part>& parts, const X& x, Ops& ops,
-                                  const std::function<bool(const KvCache&)>& is_own, std::mutex& lock) {
+                                  const std::function<bool(const KvCache&)>& is_own, std::mutex& lock,
+                                  const Interrupt& interrupt = {}) {
   check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
   std::vector<int32_t> tokens;
   std::vector<int> logit_rows;
@@ -61,7 +76,8 @@ inline Array<float> forward_parts(const Model& model, const std::vector<Part>& p
     segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
     begin += n;
   }
-  forward(model.config, model.weights, ops, {tokens, segments, logit_rows, x_rows}, out);
+  forward(model.config, model.weights, ops, {tokens, segments, logit_rows, x_rows}, out,
+          interrupt ? now_and_then(*interrupt) : nullptr);
   return logits;
 }
 

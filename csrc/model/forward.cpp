@@ -21,7 +21,8 @@ static void check_batch(const Config& config, const Weights& weights, const Batc
   }
 }
 
-void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits) {
+void forward(const Config& config, const Weights& weights, Ops& ops, const Batch& batch, float* logits,
+             const std::function<void()>& before_layer) {
   check_batch(config, weights, batch);
   for (const Segment& s : batch.segments) s.cache->reserve(s.n_tokens);
   const int n = batch.n_tokens();
@@ -29,6 +30,7 @@ void forward(const Config& config, const Weights& weights, Ops& ops, const Batch
 
   ops.embed(batch, weights.embed, config.embed_scale, weights.positions, a.x);
   for (int layer = 0; layer < config.n_layers; ++layer) {
+    if (before_layer) before_layer();
     const LayerWeights& w = weights.layers[size_t(layer)];
     ops.norm_linear(w.attn_norm, a.x, n, {{w.q, a.q}, {w.k, a.k}, {w.v, a.v}});
     ops.rope_store(batch, layer, w, a.q, a.k, a.v);

@@ -1,6 +1,6 @@
 """The C++ core, as csrc/bindings/ shows it to Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,11 @@ class Cpu:
         self, config: Config, n_threads: int, n_prefill_threads: int = 0, attention: str = "exact"
     ) -> None: ...
     def forward(
-        self, model: Model, parts: Sequence[tuple[KvCache, Sequence[int], int, bool]], x: _Array | None = None
+        self,
+        model: Model,
+        parts: Sequence[tuple[KvCache, Sequence[int], int, bool]],
+        x: _Array | None = None,
+        interrupt: Callable[[], None] | None = None,
     ) -> _Array: ...
     def norm_linear(
         self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix | PackedMatrix, x: _Array

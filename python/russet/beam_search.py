@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ REFUSED = {
     "stop": "a beam search knows texts only when they end; cut them afterwards, or take generate_many(n=...)",
     "logprobs": "a beam search gives the logprob of whole texts; score() has those of single tokens",
     "top_logprobs": "a beam search gives the logprob of whole texts; generate() has those of single tokens",
+    "timeout": "a beam search has no text before it ends; bound it by max_tokens",
+    "cancel": "a beam search has no text before it ends; bound it by max_tokens",
     "use_cache": "beams are forks of a cache; leave it out",
     "context_overflow": "beams end where the context is full; leave it out, or load with a larger n_ctx",
     "speculate": "all beams are computed in one pass, without drafts; leave it out",
@@ -102,7 +104,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ended:
+class EndedText:
     """A text that has ended."""
 
     tokens: list[int]
@@ -120,8 +122,8 @@ def beam_search(
     sampler: _core.Sampler,
     grammar: Grammar | None,
     n_most: int,
-    ends: frozenset[int],
-) -> list[Ended]:
+    ends: Collection[int],
+) -> list[EndedText]:
     """The best texts that go on from a prompt, best first; fewer where there are not so many.
 
     conversation, logits: hold the prompt, and what follows it; the conversation is empty afterwards
@@ -132,7 +134,7 @@ def beam_search(
     n_candidates = n_beams * max(2, 1 + len(ends))  # of which n_beams go on, though all the others may end
     running = [Beam(conversation, sampler, grammar, [], 0.0, 0.0)]
     rows = [logits]
-    best: list[Ended] = []
+    best: list[EndedText] = []
     try:
         for length in range(1, n_most + 1):
             going_on: list[Candidate] = []
@@ -144,7 +146,7 @@ def beam_search(
                 elif rank < n_beams:
                     score = candidate.score / length**options.length_penalty
                     tokens = [*candidate.beam.tokens, candidate.token]
-                    best.append(Ended(tokens, score, candidate.logprob, "stop" if stops else "length"))
+                    best.append(EndedText(tokens, score, candidate.logprob, "stop" if stops else "length"))
                 if len(going_on) == n_beams:
                     break
             best = heapq.nlargest(n_beams, best, key=lambda ended: ended.score)
@@ -168,7 +170,7 @@ def _candidates(beams: Sequence[Beam], rows: Sequence[np.ndarray[Any, Any]], n: 
     return heapq.nlargest(n, found, key=lambda candidate: candidate.score)
 
 
-def _is_over(options: BeamOptions, score: float, best: Sequence[Ended], length: int, n_most: int) -> bool:
+def _is_over(options: BeamOptions, score: float, best: Sequence[EndedText], length: int, n_most: int) -> bool:
     """Whether nothing better is to come. score: of the best running beam"""
     if len(best) < options.num_beams or options.early_stopping is True:
         return len(best) == options.num_beams

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 from russet.backends import Backend
-from russet.generation import Conversation, Piece, TextStream, look_ahead
+from russet.beam_search import EndedText
+from russet.generation import Conversation, Piece, ReplyText, look_ahead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,14 +16,20 @@ class Completion:
 
     text: str
     tokens: list[int]  #: the end-of-text token included where one came
-    finish_reason: str  #: "stop" (end of text or grammar, stop string) or "length"
+    finish_reason: str  #: as of a Piece
     #: natural-log probability of all tokens in the model's own distribution, before any option; None with a grammar,
     #: which leaves tokens to no choice, unless logprobs=True asks for these too
     logprob: float | None
+    thought: str = ""  #: thoughts before the answer, which are no part of its text
     logprobs: list[float] | None = None  #: of each token, where asked for
     top_logprobs: list[list[tuple[int, float]]] | None = None  #: and of the likeliest in its place, (id, logprob)
     seed: int | None = None  #: with which generate() gives this text alone; None from a beam search
     score: float | None = None  #: what beams compete by: logprob / n_tokens ** length_penalty; else None
+
+    @classmethod
+    def without_tokens(cls, finish_reason: str, seed: int) -> Completion:
+        """One that ended before its first token."""
+        return cls(text="", tokens=[], finish_reason=finish_reason, logprob=0.0, seed=seed)
 
 
 def complete(
@@ -64,18 +71,28 @@ def _keep(conversation: Conversation) -> None:
     conversation.rewind(0)
 
 
-def text_of(tokens: Sequence[int], stream: TextStream) -> str:
-    """All the text of tokens."""
-    return "".join(map(stream.push, tokens)) + stream.finish()
+def searched(ended: EndedText, reply: ReplyText, ends: Collection[int]) -> Completion:
+    """What came of one beam. ends: tokens that end a text, and are not shown."""
+    shown = [reply.push(token) for token in ended.tokens if token not in ends]
+    shown.append(reply.finish())
+    return Completion(
+        text="".join(part.text for part in shown),
+        thought="".join(part.thought for part in shown),
+        tokens=ended.tokens,
+        finish_reason=ended.finish_reason,
+        logprob=ended.logprob,
+        score=ended.score,
+    )
 
 
-def completion(pieces: Sequence[Piece], *, seed: int, logprobs: bool) -> Completion:
+def drawn(pieces: Sequence[Piece], *, seed: int, logprobs: bool) -> Completion:
     """What came of one stream. logprobs: whether those of each token were asked for."""
     tokens = [piece.token for piece in pieces if piece.token is not None]
     known = [piece.logprob for piece in pieces if piece.logprob is not None]
     top = [piece.top_logprobs for piece in pieces if piece.top_logprobs is not None]
     return Completion(
         text="".join(piece.text for piece in pieces),
+        thought="".join(piece.thought for piece in pieces),
         tokens=tokens,
         finish_reason=pieces[-1].finish_reason or "length",
         logprob=sum(known, 0.0) if len(known) == len(tokens) else None,

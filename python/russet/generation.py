@@ -9,23 +9,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from russet import _core
-from russet.backends import Backend, Session
+from russet.backends import Backend, Interrupt, Session
 from russet.config import Config
 from russet.errors import NumericalError, UsageError
 from russet.grammar import Grammar
+from russet.limits import Ended, Limits
 from russet.options import GenerateOptions
 from russet.prefix_cache import PrefixCache, frequencies, is_long
 from russet.speculation import Speculation
 from russet.stop_strings import StopStrings
+from russet.thinking import Thinking
 from russet.tokenizer import Tokenizer
 
 #: Prompt tokens computed at once: enough for the matrix products to run at full speed, few enough for the activations
-#: to stay small and for Ctrl-C to be heard.
+#: to stay small and for a GPU, which does not leave off half way, to heed Ctrl-C, a timeout and cancel soon.
 CHUNK_TOKENS = 512
 
 #: Called between chunks of a prompt with (tokens done, tokens in all); what it raises ends the generation.
@@ -37,14 +39,17 @@ class Piece:
     """One generated token and the text it made certain; the texts of all pieces join to the whole text."""
 
     text: str  #: may be empty: part of a character, or held back as the possible beginning of a stop string
-    token: int | None  #: its id; None where max_tokens=0 or a full context left no token to generate
-    finish_reason: str | None  #: None until the last piece: "stop" (end of text or grammar, stop string) or "length"
+    token: int | None  #: its id; None where max_tokens=0, a full context, timeout or cancel left none to generate
+    #: None until the last piece: "stop" (end of text or grammar, stop string or token), "length" (max_tokens, a full
+    #: context), "timeout" or "cancelled"
+    finish_reason: str | None
     prompt_tokens: int  #: tokens of the prompt
     cached_tokens: int  #: of these, how many were in the cache already
     cache_miss: str | None  #: why not all but the last were; None where they were
     generated_tokens: int  #: tokens generated so far
-    first_token_s: float  #: seconds from the call to the first token
+    first_token_s: float  #: seconds from the call to the first token, or to the end where none came
     tokens_per_s: float  #: speed since the first token; 0 before the second
+    thought: str = ""  #: what it made certain of the thoughts before the answer, which are no part of any text
     #: where asked for, natural-log probability of the token in the model's own distribution, before any sampling option
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] | None = None  #: likewise of the likeliest tokens, (id, logprob), falling
@@ -84,11 +89,52 @@ class Continuation:
         return shown
 
 
+class Shown(NamedTuple):
+    """What is certain now of a reply and was not before."""
+
+    text: str
+    thought: str
+    stopped: bool  #: it ends here, before a stop string
+
+    def then(self, more: Shown) -> Shown:
+        return Shown(self.text + more.text, self.thought + more.thought, more.stopped)
+
+
+_NOTHING = Shown("", "", False)
+
+
+class ReplyText:
+    """What is shown of a reply: the text of its tokens, thoughts apart, up to a stop string."""
+
+    def __init__(self, detokenizer: TextStream, thinking: Thinking | None, stop: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._thinking = thinking
+        self._stops = StopStrings(stop)
+
+    def push(self, token: int) -> Shown:
+        return self._next(self._detokenizer.push(token), is_last=False)
+
+    def finish(self) -> Shown:
+        """What was still held back, when no more will come."""
+        return self._next(self._detokenizer.finish(), is_last=True)
+
+    def _next(self, text: str, *, is_last: bool) -> Shown:
+        thought = ""
+        if self._thinking:
+            parts = [self._thinking.push(text), *([self._thinking.finish()] if is_last else [])]
+            thought, text = ("".join(part) for part in zip(*parts, strict=True))
+        text, stopped = self._stops.push(text)
+        if is_last and not stopped:
+            text += self._stops.finish()
+        return Shown(text, thought, stopped)
+
+
 class Conversation:
     """A session and the tokens in it, behind which the session may hold drafted ones.
 
     known: what the session holds already: these tokens, of a text that is to be as long as text_length
     texts: where keep() puts it; by default nowhere
+    interrupt: called now and then while it computes; what it raises leaves the tokens that were computed by then
     """
 
     def __init__(
@@ -99,6 +145,7 @@ class Conversation:
         known: Sequence[int] = (),
         text_length: int = 0,
         texts: PrefixCache | None = None,
+        interrupt: Interrupt = lambda: None,
     ) -> None:
         self.session = session
         self.tokens = list(known)
@@ -106,6 +153,7 @@ class Conversation:
         self._has_windows = any(config.layer_window)
         self._text_length = text_length  # that the keys are rotated for
         self._texts = texts
+        self.interrupt = interrupt
         self._ahead: deque[tuple[int, np.ndarray[Any, Any]]] = deque()  # drafted tokens, and the logits after each
 
     def append(
@@ -124,8 +172,11 @@ class Conversation:
         rows = []
         for begin in range(0, len(tokens), CHUNK_TOKENS):
             progress(len(self.tokens), length)
+            self.interrupt()
             chunk = tokens[begin : begin + CHUNK_TOKENS]
-            rows.append(self.session.forward(chunk, all_logits=all_logits, text_length=length))
+            rows.append(
+                self.session.forward(chunk, all_logits=all_logits, text_length=length, interrupt=self.interrupt)
+            )
             self.tokens.extend(chunk)
             if self._has_windows and len(self.tokens) < length:
                 self.keep_prompt()  # what comes next makes windows give back what a text that leaves here would see
@@ -236,7 +287,8 @@ def generate(
     sampler: _core.Sampler,
     grammar: Grammar | None = None,
     miss: str | None,
-    detokenizer: TextStream,
+    reply: ReplyText,
+    limits: Limits,
     eos_token_ids: Sequence[int],
     diagnose: Callable[[], str | None],
     speculation: Speculation | None = None,
@@ -246,6 +298,7 @@ def generate(
 
     grammar: what the text is to follow; tokens that it forces are computed together, with the next one that is not
     miss: why it lacks more than the last token
+    limits: heeded before every token, and by the conversation while it computes
     diagnose: says which weight is damaged, if one is
     speculation: of this conversation; it drafts what may come next
     """
@@ -258,16 +311,17 @@ def generate(
     n_most = sys.maxsize if options.max_tokens is None else options.max_tokens
     if not shifts:
         n_most = min(n_most, n_ctx - len(prompt))
-    ends = frozenset() if options.ignore_eos else frozenset(eos_token_ids)
-    stops = StopStrings(options.stop)
+    ends = {*options.stop_token_ids, *(() if options.ignore_eos else eos_token_ids)}
     text = list(prompt)
     greedy = options.takes_likeliest and options.use_cache
     logprobs: tuple[float, list[tuple[int, float]]] | None = None  # of the last token
+    over: str | None = None  # why there is no next token
 
-    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, n_left: int) -> int:
-        """Append the text's last tokens; the one chosen to follow them, first of n_left."""
-        nonlocal logprobs
+    def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, n_left: int) -> int | None:
+        """Append the text's last tokens; the one chosen to follow them, first of n_left. None: a limit is reached."""
+        nonlocal logprobs, over
         try:
+            limits.check()
             logits = speculation.append(text, sampler, n_left) if speculation and len(tokens) == 1 else None
             if logits is None:
                 if greedy and len(tokens) == 1:
@@ -277,17 +331,22 @@ def generate(
             if options.logprobs:
                 logprobs = _core.logprobs(logits, token, options.top_logprobs)
             return token
+        except Ended as ended:
+            over = ended.reason
+            return None
         except NumericalError as error:
             raise NumericalError(diagnose() or str(error)) from None
 
     token = after(prompt[n_cached:], progress, n_left=n_most)
     first = now = time.perf_counter()
-    conversation.keep_prompt()
-    progress(len(prompt), len(prompt))
+    if token is not None:
+        conversation.keep_prompt()
+        progress(len(prompt), len(prompt))
 
-    def piece(shown: str, token: int | None, reason: str | None, n: int) -> Piece:
+    def piece(shown: Shown, token: int | None, reason: str | None, n: int) -> Piece:
         return Piece(
-            text=shown,
+            text=shown.text,
+            thought=shown.thought,
             token=token,
             finish_reason=reason,
             prompt_tokens=len(prompt),
@@ -296,8 +355,8 @@ def generate(
             generated_tokens=n,
             first_token_s=first - start,
             tokens_per_s=(n - 1) / (now - first) if n > 1 else 0.0,
-            logprob=logprobs[0] if logprobs and n else None,
-            top_logprobs=logprobs[1] if logprobs and n and options.top_logprobs else None,
+            logprob=logprobs[0] if logprobs and token is not None else None,
+            top_logprobs=logprobs[1] if logprobs and token is not None and options.top_logprobs else None,
             from_draft=from_draft,
             drafted_tokens=speculation.n_drafted if speculation else 0,
             accepted_tokens=speculation.n_accepted if speculation else 0,
@@ -305,9 +364,13 @@ def generate(
 
     from_draft = False
     if n_most <= 0:
-        yield piece("", None, "length", 0)
+        yield piece(_NOTHING, None, over or "length", 0)
         return
     for n in itertools.count(1):
+        if token is None:
+            shown = reply.finish()
+            yield piece(shown, None, "stop" if shown.stopped else over, n - 1)
+            return
         now = time.perf_counter()
         from_draft = speculation is not None and speculation.chosen(token)
         text.append(token)
@@ -315,11 +378,10 @@ def generate(
         if grammar:
             grammar.accept(token)
         ended = token in ends or (grammar is not None and grammar.finished)
-        shown, stopped = stops.push(detokenizer.push(token))
-        if not stopped and (ended or n == n_most):
-            tail, stopped = stops.push(detokenizer.finish())
-            shown += tail if stopped else tail + stops.finish()
-        if stopped or ended:
+        shown = _NOTHING if token in ends else reply.push(token)
+        if not shown.stopped and (ended or n == n_most):
+            shown = shown.then(reply.finish())
+        if shown.stopped or ended:
             yield piece(shown, token, "stop", n)
             return
         yield piece(shown, token, "length" if n == n_most else None, n)

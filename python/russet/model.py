@@ -6,28 +6,30 @@ import logging
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from russet import _core, memory, saved_cache
-from russet.backends import Backend, Session
+from russet.backends import Backend, Interrupt, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.backends.part import part_of
 from russet.beam_search import REFUSED, BeamOptions, beam_search
 from russet.checkpoint import Checkpoint, open_checkpoint
-from russet.completions import Completion, complete, completion, text_of
+from russet.completions import Completion, complete, drawn, searched
 from russet.config import Config, Reader, with_window
 from russet.errors import BackendError, ContextFull, NotEnoughMemory, NumericalError, UsageError
-from russet.generation import Continuation, Conversation, Piece, Progress, TextStream, generate
+from russet.generation import Continuation, Conversation, Piece, Progress, ReplyText, TextStream, generate
 from russet.grammar import Grammar, make_grammar
 from russet.kv_dtype import KvDtype
+from russet.limits import AnyOf, Ended, Limits
 from russet.models import family_of
 from russet.options import ALIASES, GenerateOptions, options_of
 from russet.packed_file import PackedFile
@@ -36,6 +38,7 @@ from russet.quantization import Quantization
 from russet.sampling import make_sampler
 from russet.saved_cache import SavedText
 from russet.speculation import DraftModel, PromptLookup, Speculation, check_same_tokens
+from russet.thinking import SWITCHES, Thinking
 from russet.tokenizer import Message, Tokenizer
 from russet.tool_calls import FORMATS, Reply, parse_tool_calls
 from russet.weights import (
@@ -403,6 +406,7 @@ def _load_shard(
         checkpoint=parts.checkpoint,
         quantization=parts.quantization,
         rank=team.rank,
+        n_ranks=team.size,
         new_seed=team.new_seed,
     )
 
@@ -471,6 +475,7 @@ class Model:
         quantization: Quantization | None = None,
         draft: Model | None = None,
         rank: int = 0,
+        n_ranks: int = 1,
         new_seed: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
         self.config = config
@@ -483,6 +488,7 @@ class Model:
         self.quantization = quantization  #: how its weights were quantised while they were loaded
         self.draft = draft  #: the smaller model that drafts for this one
         self.rank = rank  #: of this process among those that share the model; 0 where it is alone
+        self.n_ranks = n_ranks  #: processes that share it
         self._new_seed = new_seed
         self._texts = PrefixCache(
             partial(backend.session, n_ctx),
@@ -507,7 +513,7 @@ class Model:
         progress: Progress | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> str:
-        """Continue a prompt; return the new text. Options are those of GenerateOptions.
+        """Continue a prompt; return the new text, without the thoughts before it. Options are those of GenerateOptions.
 
         prompt: text as it is, token ids, or a list of messages for the chat template
         tools: JSON schemas of the functions that a conversation may call; parse_tool_calls() finds the calls
@@ -551,7 +557,7 @@ class Model:
         progress: Progress | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Generator[Piece]:
-        """Continue a prompt, piece by piece. Leaving the loop stops; the model stays usable.
+        """Continue a prompt, piece by piece. Leaving the loop stops it; the model stays usable.
 
         Bad input is refused here, before the first piece is asked for. Raises as generate() does.
         """
@@ -559,11 +565,31 @@ class Model:
         if chosen.seed is None:
             chosen = replace(chosen, seed=self._new_seed())
         self._check_speculation(chosen)
-        ids = self._prompt_ids(prompt, tools)
+        self._check_limits(chosen)
+        ids = self._prompt_ids(prompt, tools, chosen.thinking)
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
-        detokenizer = self._text_stream(prompt, ids)
-        return self._stream(ids, chosen, sampler, grammar, detokenizer, progress or (lambda done, total: None))
+        reply = self._reply(prompt, ids, chosen)
+        return self._stream(ids, chosen, sampler, grammar, reply, progress or (lambda done, total: None))
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Tool] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> AsyncGenerator[Piece]:
+        """The pieces of stream() for `async for`, computed in a thread of their own.
+
+        Leaving the loop and cancelling the task stop it as `cancel` does. `progress` is called in that thread. Raises
+        as stream() does, when the first piece is asked for.
+        """
+        from russet.async_stream import in_thread
+
+        left = Event()
+        options["cancel"] = AnyOf(left, options.get("cancel"))
+        return in_thread(partial(self.stream, prompt, tools=tools, progress=progress, **options), left)
 
     def generate_many(
         self,
@@ -584,15 +610,20 @@ class Model:
         chosen = self.defaults.with_keywords(options)
         if not chosen.use_cache:
             raise UsageError("use_cache: the texts are forks of one cache; leave it out")
+        self._check_limits(chosen)
         first_seed = self._new_seed() if chosen.seed is None else chosen.seed
         seeds = [(first_seed + i) % 2**64 for i in range(n)]
-        ids = self._prompt_ids(prompt, tools)
+        ids = self._prompt_ids(prompt, tools, chosen.thinking)
         samplers = [
             make_sampler(replace(chosen, seed=seed), ids, self.tokenizer, self.config.vocab_size) for seed in seeds
         ]
         grammars = [make_grammar(chosen, self.tokenizer) for _ in seeds]
         asked = chosen if chosen.follows else replace(chosen, logprobs=True)
-        conversation, logits, miss = self._computed(ids, progress)
+        limits = Limits(chosen.timeout, chosen.cancel)
+        try:
+            conversation, logits, miss = self._computed(ids, progress, limits.check)
+        except Ended as ended:
+            return [Completion.without_tokens(ended.reason, seed) for seed in seeds]
         forks = [conversation.fork(logits) for _ in seeds]
         del conversation  # what it holds is theirs
         streams = [
@@ -603,14 +634,15 @@ class Model:
                 sampler=sampler,
                 grammar=grammar,
                 miss=miss,
-                detokenizer=self._text_stream(prompt, ids),
+                reply=self._reply(prompt, ids, chosen),
+                limits=limits,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
             )
             for fork, sampler, grammar in zip(forks, samplers, grammars, strict=True)
         ]
         pieces = complete(self.backend, forks, streams, ids)
-        return [completion(of, seed=seed, logprobs=chosen.logprobs) for of, seed in zip(pieces, seeds, strict=True)]
+        return [drawn(of, seed=seed, logprobs=chosen.logprobs) for of, seed in zip(pieces, seeds, strict=True)]
 
     def beam_search(
         self,
@@ -640,7 +672,7 @@ class Model:
             name = ALIASES.get(keyword, keyword)
             if name in REFUSED and getattr(chosen, name) != getattr(GenerateOptions(), name):
                 raise UsageError(f"{name}: {REFUSED[name]}")
-        ids = self._prompt_ids(prompt, tools)
+        ids = self._prompt_ids(prompt, tools, chosen.thinking)
         n_most = min(self.n_ctx - len(ids), self.n_ctx if chosen.max_tokens is None else chosen.max_tokens)
         if chosen.max_tokens == 0:
             raise UsageError("max_tokens: expected 1 or more in a beam search, got 0")
@@ -648,7 +680,7 @@ class Model:
             raise ContextFull(f"the prompt's {len(ids):,} tokens fill n_ctx={self.n_ctx:,}; load with a larger n_ctx")
         sampler = make_sampler(chosen, ids, self.tokenizer, self.config.vocab_size)
         grammar = make_grammar(chosen, self.tokenizer)
-        ends = frozenset() if chosen.ignore_eos else frozenset(self.tokenizer.eos_token_ids)
+        ends = {*chosen.stop_token_ids, *(() if chosen.ignore_eos else self.tokenizer.eos_token_ids)}
         conversation, logits, _ = self._computed(ids, progress)
         try:
             best = beam_search(
@@ -656,22 +688,13 @@ class Model:
             )
         except NumericalError as error:
             raise NumericalError(self._damage() or str(error)) from None
-        return [
-            Completion(
-                text=text_of(ended.tokens, self._text_stream(prompt, ids)),
-                tokens=ended.tokens,
-                finish_reason=ended.finish_reason,
-                logprob=ended.logprob,
-                score=ended.score,
-            )
-            for ended in best
-        ]
+        return [searched(ended, self._reply(prompt, ids, chosen), ends) for ended in best]
 
     def _computed(
-        self, ids: Sequence[int], progress: Progress | None
+        self, ids: Sequence[int], progress: Progress | None, interrupt: Interrupt = lambda: None
     ) -> tuple[Conversation, np.ndarray[Any, Any], str | None]:
         """A conversation that holds a prompt, the logits after it, and why more than its last token was computed."""
-        conversation, miss = self._begin(ids)
+        conversation, miss = self._begin(ids, interrupt)
         new = ids[len(conversation.tokens) :]
         progress = progress or (lambda done, total: None)
         try:
@@ -681,11 +704,14 @@ class Model:
         progress(len(ids), len(ids))
         return conversation, logits, miss
 
-    def _text_stream(self, prompt: Prompt, ids: Sequence[int]) -> TextStream:
-        """Turns the tokens of an answer, or of a text that goes on, into text."""
+    def _reply(self, prompt: Prompt, ids: list[int], options: GenerateOptions) -> ReplyText:
+        """What is shown of an answer, or of a text that goes on."""
+        detokenizer: TextStream
         if _is_chat(prompt):
-            return self.tokenizer.stream_decoder(skip_special_tokens=True)
-        return Continuation(self.tokenizer, ids)
+            detokenizer = self.tokenizer.stream_decoder(skip_special_tokens=True, but=self.tokenizer.thinking_ids)
+        else:
+            detokenizer = Continuation(self.tokenizer, ids)
+        return ReplyText(detokenizer, self._thinking(prompt, ids, options), options.stop)
 
     def _stream(
         self,
@@ -693,17 +719,18 @@ class Model:
         options: GenerateOptions,
         sampler: _core.Sampler,
         grammar: Grammar | None,
-        detokenizer: TextStream,
+        reply: ReplyText,
         progress: Progress,
     ) -> Generator[Piece]:
+        limits = Limits(options.timeout, options.cancel)
         miss: str | None = TURNED_OFF
         speculation = None
         if options.use_cache:
-            conversation, miss = self._begin(ids)
+            conversation, miss = self._begin(ids, limits.check)
             if grammar is None:  # which forces tokens itself
                 speculation = self._speculation(conversation, ids, options)
         else:
-            conversation = Conversation(self.session(), self.config)
+            conversation = Conversation(self.session(), self.config, interrupt=limits.check)
         try:
             yield from generate(
                 conversation,
@@ -712,7 +739,8 @@ class Model:
                 sampler=sampler,
                 grammar=grammar,
                 miss=miss,
-                detokenizer=detokenizer,
+                reply=reply,
+                limits=limits,
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 diagnose=self._damage,
                 speculation=speculation,
@@ -723,11 +751,26 @@ class Model:
             if speculation:
                 speculation.keep()
 
-    def _begin(self, ids: Sequence[int]) -> tuple[Conversation, str | None]:
+    def _begin(self, ids: Sequence[int], interrupt: Interrupt = lambda: None) -> tuple[Conversation, str | None]:
         """One that holds what is known of a prompt, and why not all but its last token."""
         session, miss = self._texts.take(ids)
-        known = ids[: session.n_tokens]
-        return Conversation(session, self.config, known=known, text_length=len(ids), texts=self._texts), miss
+        known, n = ids[: session.n_tokens], len(ids)
+        conversation = Conversation(
+            session, self.config, known=known, text_length=n, texts=self._texts, interrupt=interrupt
+        )
+        return conversation, miss
+
+    def _thinking(self, prompt: Prompt, ids: list[int], options: GenerateOptions) -> Thinking | None:
+        """What takes thoughts out of the reply to a conversation; None where there are none to expect."""
+        tags = self.tokenizer.thinking_tags
+        if tags is None or not _is_chat(prompt) or options.follows:  # a grammar lets no tag through
+            return None
+        return Thinking(tags, is_open=self.tokenizer.decode(ids[-16:]).rstrip().endswith(tags[0]))
+
+    def _check_limits(self, options: GenerateOptions) -> None:
+        if self.n_ranks > 1 and (options.timeout is not None or options.cancel is not None):
+            name = "timeout" if options.timeout is not None else "cancel"
+            raise UsageError(f"{name}: not with shard, whose processes could not agree on when that was")
 
     def _check_speculation(self, options: GenerateOptions) -> None:
         if options.speculate == "draft" and self.draft is None:
@@ -743,7 +786,7 @@ class Model:
             return None
         if options.speculate == "lookup" or self.draft is None:
             return Speculation(conversation, PromptLookup(), n_most)
-        drafting, _ = self.draft._begin(ids)
+        drafting, _ = self.draft._begin(ids, conversation.interrupt)
         n_ids = min(self.config.vocab_size, self.draft.config.vocab_size)
         return Speculation(conversation, DraftModel(drafting, n_ids), n_most)
 
@@ -875,13 +918,20 @@ class Model:
     def _identity(self, on: CpuBackend) -> dict[str, str]:
         return saved_cache.identity(self.checkpoint, self.config, self.quantization, on.kv_dtype, on.attention)
 
-    def _prompt_ids(self, prompt: Prompt, tools: Sequence[Tool] | None = None) -> list[int]:
+    def _prompt_ids(
+        self, prompt: Prompt, tools: Sequence[Tool] | None = None, thinking: bool | None = None
+    ) -> list[int]:
         if tools is not None and not _is_chat(prompt):
             raise UsageError("tools: the chat template tells the model of them; pass the prompt as a list of messages")
+        if thinking is not None and not _is_chat(prompt):
+            raise UsageError("thinking: the chat template is told of it; pass the prompt as a list of messages")
+        if thinking is not None and not self.tokenizer.can_switch_thinking:
+            raise UsageError("thinking: this model's chat template leaves no choice; leave it out")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
-            ids = self.tokenizer.apply_chat_template(prompt, tools, add_generation_prompt=True)  # type: ignore[arg-type]
+            switches: dict[str, Any] = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
+            ids = self.tokenizer.apply_chat_template(prompt, tools, add_generation_prompt=True, **switches)  # type: ignore[arg-type]
         else:
             try:
                 ids = [index(id) for id in prompt]  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from russet.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from russet.config import Reader
+    from russet.limits import Flag
 
 
 _log = logging.getLogger("russet")
@@ -57,7 +58,11 @@ class GenerateKeywords(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
     ignore_eos: bool
+    timeout: float | None
+    cancel: Flag | None
+    thinking: bool | None
     use_cache: bool
     context_overflow: str
     n_sinks: int
@@ -149,7 +154,11 @@ class GenerateOptions:
     logprobs: bool = False  #: give the logprob of every token
     top_logprobs: int = 0  #: and of so many of the likeliest in its place, up to 20
     stop: tuple[str, ...] = ()  #: texts that end generation; they are not part of the result
+    stop_token_ids: tuple[int, ...] = ()  #: tokens that end generation beside the model's own; their text is not shown
     ignore_eos: bool = False  #: go on after the model's end-of-text token
+    timeout: float | None = None  #: seconds from the first piece being asked for; None: as long as it takes
+    cancel: Flag | None = None  #: a threading.Event, or what has its is_set(): once that is true, generation ends
+    thinking: bool | None = None  #: have the chat template ask for thoughts, or for none; None: as it does by itself
     use_cache: bool = True  #: keep keys and values; without, every step computes the whole text again
     context_overflow: str = "error"  #: a full context ends the text; "shift": it goes on, see docs/cache.md
     n_sinks: int = 4  #: tokens at the text's beginning that a shift keeps
@@ -192,6 +201,12 @@ class GenerateOptions:
         object.__setattr__(self, "bad_words", _words(self.bad_words))
         self._check_grammars(need)
         self._check_samplers()
+        object.__setattr__(self, "stop_token_ids", _ids(self.stop_token_ids))
+        if self.timeout is not None:
+            need(number("timeout") > 0, "timeout", "a number of seconds above 0, or None")
+        is_flag = self.cancel is None or callable(getattr(self.cancel, "is_set", None))
+        need(is_flag, "cancel", "a threading.Event, what else has is_set(), or None")
+        need(self.thinking is None or isinstance(self.thinking, bool), "thinking", "True, False or None")
         if self.seed is not None:
             need(_is_int(self.seed) and 0 <= self.seed < 2**64, "seed", "an integer from 0 to 2^64 - 1, or None")
         need(self.context_overflow in ("error", "shift"), "context_overflow", "'error' or 'shift'")
@@ -322,6 +337,12 @@ def _bias(field: str, key: object, bias: Any) -> float:
         what = f"token {key}" if _is_int(key) else f"tokens {key!r:.80}"
         raise UsageError(f"{field}: expected a number or -inf for {what}, got {bias!r:.80}")
     return float(bias)
+
+
+def _ids(ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, Sequence) or not all(_is_id(id) for id in ids):
+        raise UsageError(f"stop_token_ids: expected a list of token ids, got {ids!r:.80}")
+    return tuple(ids)
 
 
 def _words(words: Any) -> tuple[str | tuple[int, ...], ...]:

@@ -28,9 +28,10 @@ def make_sampler(
         setattr(core, name, getattr(options, name))
     core.steps = options.samplers
     core.bad_words = [ids for word in options.bad_words for ids in _spellings(word, tokenizer)]
-    core.ends = () if options.ignore_eos else tokenizer.eos_token_ids
+    core.ends = [*options.stop_token_ids, *(() if options.ignore_eos else tokenizer.eos_token_ids)]
     if options.dry_multiplier:
         core.dry_breakers = _tokens_with(options.dry_breakers, tokenizer)
+    _check_ids("stop_token_ids", options.stop_token_ids, vocab_size)
     _check_ids("logit_bias", [id for id, _ in core.logit_bias], vocab_size)
     _check_ids("sequence_bias", [id for ids, _ in core.sequence_bias for id in ids], vocab_size)
     _check_ids("bad_words", [id for ids in core.bad_words for id in ids], vocab_size)

@@ -13,13 +13,16 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """(text that is certain now, whether a stop string was found). After the first, push nothing more."""
+        """(text that is certain now, whether a stop string was found). After the first, push nothing more.
+
+        The first is the one that is complete first, however the text is cut.
+        """
         held = self._held + text
-        ends = [at for stop in self._stops if (at := held.find(stop)) >= 0]
-        if ends:
+        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        if found:
             self._held = ""
-            return held[: min(ends)], True
-        n_kept = max((self._overlap(held, stop) for stop in self._stops), default=0)
+            return held[: min(found)[1]], True
+        n_kept = max((overlap(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - n_kept :]
         return held[: len(held) - n_kept], False
 
@@ -28,8 +31,8 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of text that begins stop."""
-        longest = min(len(text), len(stop) - 1)
-        return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that begins stop, and is less than all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+#: Called now and then while a device computes, where it can leave off: the CPU between layers, a GPU not at all.
+Interrupt = Callable[[], None]
+
 
 class Session(Protocol):
     """One conversation on one device: a cache, and the tokens it holds."""
@@ -18,12 +21,19 @@ class Session(Protocol):
         """Tokens the cache holds."""
         ...
 
-    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        text_length: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> np.ndarray[Any, Any]:
         """Append tokens; return logits [1, vocab_size] f32 of the last one, or [n_tokens, vocab_size] of all.
 
         `text_length` is the length of the whole text these tokens are part of, where it is already known: some ropes
-        choose their frequencies by it. Raises ContextFull when the cache has fewer free places than len(tokens), and
-        UsageError on an id out of range; the session is then as it was.
+        choose their frequencies by it. Raises ContextFull when the cache has fewer free places than len(tokens),
+        UsageError on an id out of range, and what `interrupt` raises; the session then holds the tokens it held.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from russet import _core
-from russet.backends import Session
+from russet.backends import Interrupt, Session
 from russet.config import Config
 from russet.errors import NotEnoughMemory
 from russet.weights import POSITIONS
@@ -39,7 +39,7 @@ class CoreBackend(ABC):
     def session(self, n_ctx: int) -> CoreSession: ...
 
     @abstractmethod
-    def run(self, parts: list[Part]) -> np.ndarray[Any, Any]:
+    def run(self, parts: list[Part], *, interrupt: Interrupt | None = None) -> np.ndarray[Any, Any]:
         """One pass over a ragged batch; logits of every token that wants them."""
 
     def when_full(self, give_back: Callable[[], bool]) -> None:
@@ -80,8 +80,15 @@ class CoreSession:
     def n_tokens(self) -> int:
         return self.cache.n_tokens
 
-    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> np.ndarray[Any, Any]:
-        return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        text_length: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> np.ndarray[Any, Any]:
+        return self.backend.run([(self.cache, list(tokens), text_length, all_logits)], interrupt=interrupt)
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return self.backend.append_greedy(self.cache, token)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from russet import _core, crossover, memory
+from russet.backends import Interrupt
 from russet.backends.core import CoreBackend, CoreSession, Part, core_config, weight_bytes
 from russet.backends.dtypes import chosen_dtype
 from russet.config import Config
@@ -90,9 +91,11 @@ class CpuBackend(CoreBackend):
         texts = self.with_room(lambda: file.restore(self.pool, self._model, n_ctx))
         return [(text.tokens, CoreSession(self, text.cache), text.rotated) for text in texts]
 
-    def run(self, parts: list[Part], x: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    def run(
+        self, parts: list[Part], x: np.ndarray[Any, Any] | None = None, interrupt: Interrupt | None = None
+    ) -> np.ndarray[Any, Any]:
         """x [n_tokens, dim] float32: what layers before these, on another backend, have made of the tokens."""
-        return self.with_room(lambda: self._cpu.forward(self._model, parts, x))
+        return self.with_room(lambda: self._cpu.forward(self._model, parts, x, interrupt))
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from russet import _core, metal_source
+from russet.backends import Interrupt
 from russet.backends.core import CoreBackend, CoreSession, Part, core_config, weight_bytes
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.config import Config
@@ -85,7 +86,7 @@ class MetalBackend(CoreBackend):
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.MetalCache(self._metal, n_ctx))
 
-    def run(self, parts: list[Part]) -> _Array:
+    def run(self, parts: list[Part], *, interrupt: Interrupt | None = None) -> _Array:
         return self.with_room(lambda: self._metal.forward(parts))
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from russet import _core
-from russet.backends import Session
+from russet.backends import Interrupt, Session
 from russet.backends.core import CoreSession
 from russet.backends.cpu import CpuBackend
 from russet.backends.mlx.backend import MlxBackend, MlxSession
@@ -87,16 +87,24 @@ class SplitBackend:
             split_parts.append((session, list(tokens), 0, False))
         return self.run(split_parts)
 
-    def run(self, parts: list[_Part]) -> _Array:
+    def run(self, parts: list[_Part], *, interrupt: Interrupt | None = None) -> _Array:
         """One pass over a ragged batch; logits of every token that wants them."""
         for session, *_ in parts:
             session.rewind(session.n_tokens)
         if self._overlap_prefill and len(parts) == 1 and len(parts[0][1]) > _OVERLAP_TOKENS:
-            return self._overlapped(*parts[0])
+            return self._overlapped(*parts[0], interrupt)
         x = self._mlx.hidden([(s.on_mlx.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts])
-        return self._cpu.run([(s.on_cpu.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts], x)
+        on_cpu = [(s.on_cpu.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts]
+        return self._cpu.run(on_cpu, x, interrupt)
 
-    def _overlapped(self, session: SplitSession, tokens: list[int], text_length: int, wants_all: bool) -> _Array:
+    def _overlapped(
+        self,
+        session: SplitSession,
+        tokens: list[int],
+        text_length: int,
+        wants_all: bool,
+        interrupt: Interrupt | None,
+    ) -> _Array:
         """The same of one sequence, in chunks: MLX computes them in a thread of its own, the CPU follows."""
         before = session.n_tokens
         text_length = max(text_length, before + len(tokens))
@@ -106,7 +114,8 @@ class SplitBackend:
             xs = [mlx.submit(self._mlx.hidden, [(session.on_mlx.cache, c, text_length, True)]) for c in chunks]
             try:
                 for chunk, x in zip(chunks, xs, strict=True):
-                    rows.append(self._cpu.run([(session.on_cpu.cache, chunk, text_length, wants_all)], x.result()))
+                    part = (session.on_cpu.cache, chunk, text_length, wants_all)
+                    rows.append(self._cpu.run([part], x.result(), interrupt))
             except BaseException:
                 mlx.shutdown(cancel_futures=True)
                 session.rewind(min(before, session.n_tokens))
@@ -131,8 +140,15 @@ class SplitSession:
     def n_tokens(self) -> int:
         return min(self.on_mlx.n_tokens, self.on_cpu.n_tokens)
 
-    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> _Array:
-        return self.backend.run([(self, list(tokens), text_length, all_logits)])
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        text_length: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> _Array:
+        return self.backend.run([(self, list(tokens), text_length, all_logits)], interrupt=interrupt)
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return _core.Sampler().sample(self.forward([token]))

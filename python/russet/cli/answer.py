@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import russet
-from russet.cli.terminal import status
+from russet.cli.terminal import murmur, status
 from russet.model import Prompt
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ class Answer:
     """What came of it."""
 
     text: str = ""
+    thought: str = ""  #: before the text, and no part of it
     last: russet.Piece | None = None  #: None: Ctrl-C came before the first token
     interrupted: bool = False
 
@@ -29,7 +30,7 @@ class Answer:
 
 
 def take(model: russet.Model, prompt: Prompt, options: GenerateKeywords, *, show: bool) -> Answer:
-    """Take all pieces, and show their text as they come. Ctrl-C ends the answer early."""
+    """Take all pieces, and show their text as it comes, thoughts on stderr. Ctrl-C ends the answer early."""
     answer = Answer()
     try:
         with status("reading the prompt") as tell:
@@ -40,16 +41,27 @@ def take(model: russet.Model, prompt: Prompt, options: GenerateKeywords, *, show
             pieces = model.stream(prompt, progress=progress, **options)
             piece = next(pieces, None)
         while piece is not None:
-            answer.text += piece.text
-            answer.last = piece
             if show:
-                print(piece.text, end="", flush=True)
+                _show(piece, answer)
+            answer.text += piece.text
+            answer.thought += piece.thought
+            answer.last = piece
             piece = next(pieces, None)
     except KeyboardInterrupt:
         answer.interrupted = True
     if show and answer.text and not answer.text.endswith("\n"):
         print(flush=True)
+    elif show and answer.thought and not answer.text:
+        murmur("\n")
     return answer
+
+
+def _show(piece: russet.Piece, before: Answer) -> None:
+    if piece.thought:
+        murmur(piece.thought)
+    if piece.text and not before.text and (before.thought or piece.thought):
+        murmur("\n\n")
+    print(piece.text, end="", flush=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +73,7 @@ class Statistics:
     cache_miss: str | None  #: why not all but its last token were
     generated_tokens: int
     first_token_s: float  #: seconds to the first token
-    prompt_tokens_per_s: float  #: of those that were not in the cache
+    prompt_tokens_per_s: float  #: of those that were not in the cache; 0 where not all were computed
     tokens_per_s: float  #: after the first token
     gb_per_s: float  #: weights read at that speed, once for each token; 1 GB = 1e9 bytes
     drafted_tokens: int  #: see docs/speculation.md
@@ -80,13 +92,14 @@ class Statistics:
 
 def statistics(model: russet.Model, last: russet.Piece) -> Statistics:
     """From the last piece of an answer."""
+    read = last.generated_tokens > 0 or last.finish_reason == "length"  # else the prompt was not read to its end
     return Statistics(
         prompt_tokens=last.prompt_tokens,
         cached_tokens=last.cached_tokens,
         cache_miss=last.cache_miss,
         generated_tokens=last.generated_tokens,
         first_token_s=last.first_token_s,
-        prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s,
+        prompt_tokens_per_s=(last.prompt_tokens - last.cached_tokens) / last.first_token_s if read else 0.0,
         tokens_per_s=last.tokens_per_s,
         gb_per_s=model.weight_bytes * last.tokens_per_s / 1e9,
         drafted_tokens=last.drafted_tokens,

@@ -122,13 +122,16 @@ class Chat:
             say(f"/{name}: no such command; " + (f"did you mean /{near[0]}?" if near else "/help lists them"))
 
     def _answer(self) -> None:
-        answer = take(self._model, self._context.prompt(), self._options, show=True)
+        prompt, options = self._context.prompt(), self._options
+        if "thinking" in options and self._context.goes_on:
+            options = {**options, "thinking": None}  # that was settled when it began to answer
+        answer = take(self._model, prompt, options, show=True)
         last = answer.last
         shifts = self._options.get("context_overflow") == "shift"
         n_tokens = last.prompt_tokens + last.generated_tokens if last else 0
         is_full = n_tokens >= self._model.n_ctx and not shifts
         if answer.text:
-            self._context.heard(answer.text)
+            self._context.heard(answer.text, answer.thought)
             self._cut = answer.finish_reason != "stop" and not is_full
         if self._verbose and last:
             say(statistics(self._model, last))
@@ -136,7 +139,7 @@ class Chat:
             raise KeyboardInterrupt
         if is_full:
             say(f"the context of {self._model.n_ctx:,} tokens is full; /reset forgets what was said")
-        elif answer.interrupted and not answer.text:
+        elif (answer.interrupted or answer.thought) and not answer.text:
             say("stopped before there was an answer; the message is not kept")
         elif self._cut and self._interactive:
             say("Enter lets it go on")

@@ -1,7 +1,7 @@
 """What a chat remembers, as the prompt for the next answer.
 
 say() adds a message; prompt() asks for its answer or, where nothing was said since, for more of the last one; heard()
-adds what came. unsay() takes back a message that got no answer.
+adds what came. goes_on: prompt() asks for no new answer. unsay() takes back a message that got no answer.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ class Messages:
     def unsay(self) -> None:
         self._unanswered = None
 
+    @property
+    def goes_on(self) -> bool:
+        return self._unanswered is None
+
     def prompt(self) -> Prompt:
         system = [_turn("system", self.system)] if self.system else []
         if self._unanswered is not None:
             return [*system, *self._turns, _turn("user", self._unanswered)]
         return self._tokenizer.apply_chat_template([*system, *self._turns], continue_final_message=True)
 
-    def heard(self, text: str) -> None:
+    def heard(self, text: str, thought: str) -> None:
         if self._unanswered is not None:
             self._turns += [_turn("user", self._unanswered), _turn("assistant", "")]
             self._unanswered = None
+        if thought:
+            self._turns[-1]["reasoning_content"] = thought  # which templates show to the model again, or leave out
         self._turns[-1]["content"] += text
 
     def reset(self) -> None:
@@ -58,10 +64,14 @@ class PlainText:
     def unsay(self) -> None:
         self._unanswered = ""
 
+    @property
+    def goes_on(self) -> bool:
+        return True
+
     def prompt(self) -> Prompt:
         return self._text + self._unanswered
 
-    def heard(self, text: str) -> None:
+    def heard(self, text: str, thought: str) -> None:
         self._text += self._unanswered + text
         self._unanswered = ""
 

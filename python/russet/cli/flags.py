@@ -146,7 +146,9 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--min-tokens", type=int, metavar="N", help="the model's own end of text may not come before")
     add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
+    add("--stop-token-ids", type=_ids, metavar="ID,..", help="end with one of these tokens as with the end of text")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
+    add("--timeout", type=float, metavar="SECONDS", help="end the text after this time, the prompt's included")
     add("--no-cache", dest="use_cache", action="store_false", help="compute the whole text anew for every token")
     add(
         "--context-overflow", choices=("error", "shift"),
@@ -159,6 +161,13 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversation")
     group.add_argument("--system-prompt", metavar="TEXT", help="tell the model first what it is to be")
     group.add_argument("--ignore-chat-template", action="store_true", help="go on with the text as it stands")
+    group.add_argument(
+        "--thinking", action="store_true", default=argparse.SUPPRESS, help="have the model think before it answers"
+    )
+    group.add_argument(
+        "--no-thinking", dest="thinking", action="store_false", default=argparse.SUPPRESS,
+        help="or not, where its chat template leaves the choice (default: the template's)",
+    )  # fmt: skip
     parser.add_argument("--verbose", "-v", action="store_true", help="end with a line of tokens and speeds")
 
 
@@ -292,6 +301,13 @@ def _max_tokens(text: str) -> int | None:
         return None if text == "-1" else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(id) for id in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID,ID,.. as in 2 or 7,13, got {text!r}") from None
 
 
 def _text_of(path: str) -> str:

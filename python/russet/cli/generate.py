@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if model.rank:
         return 130 if answer.interrupted else 0
     if args.json:
-        said = {"model": args.model or "demo", "text": answer.text, "finish_reason": answer.finish_reason}
+        said = {"model": args.model or "demo", "thought": answer.thought, "text": answer.text}
+        said |= {"finish_reason": answer.finish_reason}
         print_json(answer.last and statistics(model, answer.last), **said)
     if args.verbose and answer.last:
         say(statistics(model, answer.last))

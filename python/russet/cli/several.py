@@ -79,5 +79,7 @@ def show(texts: Sequence[russet.Completion]) -> None:
 
 def print_json(texts: Sequence[russet.Completion]) -> None:
     """A list of objects, with what is known of each text."""
-    known = [{k: v for k, v in dataclasses.asdict(text).items() if v is not None} for text in texts]
+    known = [
+        {k: v for k, v in dataclasses.asdict(text).items() if k == "text" or v not in (None, "")} for text in texts
+    ]
     print(json.dumps(known, ensure_ascii=False, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,12 @@ from russet.errors import UsageError
 def say(message: object) -> None:
     """One line beside the answer."""
     print("russet:", *str(message).splitlines(), file=sys.stderr, flush=True)
+
+
+def murmur(text: str) -> None:
+    """Thoughts beside the answer, dimmed where a terminal shows them."""
+    dims = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    print(f"\x1b[2m{text}\x1b[22m" if dims else text, end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
 from russet.errors import TokenizerError, UsageError
+from russet.thinking import has_switch, tags_of
 from russet.tokenizer.chat_template import Message as Message
 from russet.tokenizer.chat_template import choose_template, render_chat
 from russet.tokenizer.detokenizer import Detokenizer, Stream
@@ -121,9 +122,12 @@ class Tokenizer:
                 self._checked(id)
         return self._vocabulary.decode(checked, skip_special_tokens)
 
-    def stream_decoder(self, skip_special_tokens: bool = False) -> Detokenizer:
-        """Decodes id by id: the pieces join to exactly what decode() gives for all ids."""
-        skipped = self._vocabulary.special_ids if skip_special_tokens else frozenset[int]()
+    def stream_decoder(self, skip_special_tokens: bool = False, but: Iterable[int] = ()) -> Detokenizer:
+        """Decodes id by id: the pieces join to exactly what decode() gives for all ids.
+
+        but: special tokens that are not skipped
+        """
+        skipped = self._vocabulary.special_ids - frozenset(but) if skip_special_tokens else frozenset[int]()
 
         def has_text(id: int) -> bool:
             plain = self._checked(id)
@@ -168,6 +172,22 @@ class Tokenizer:
         """How its chat template has tool calls written: a name of tool_calls.FORMATS; None where it does not say."""
         templates = self._files.templates
         return format_of(templates.get("tool_use", templates.get("default", "")))
+
+    @property
+    def thinking_tags(self) -> tuple[str, str] | None:
+        """What its chat template has around thoughts; None where it knows of none."""
+        return tags_of(self._files.templates.get("default", ""))
+
+    @property
+    def thinking_ids(self) -> tuple[int, ...]:
+        """Those of these tags that are tokens."""
+        ids = (self.token_to_id(tag) for tag in self.thinking_tags or ())
+        return tuple(id for id in ids if id is not None)
+
+    @property
+    def can_switch_thinking(self) -> bool:
+        """Whether its chat template can be told to have thoughts, or to have none."""
+        return has_switch(self._files.templates.get("default", ""))
 
     @overload
     def apply_chat_template(

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from russet.backends import Session
+from russet.backends import Interrupt, Session
 from russet.backends.dtypes import chosen_dtype
 from russet.backends.mlx.cache import Cache, Segment
 from russet.backends.mlx.forward import Forward
@@ -211,7 +211,14 @@ class MlxSession:
     def n_tokens(self) -> int:
         return self.cache.n_tokens
 
-    def forward(self, tokens: Sequence[int], *, all_logits: bool = False, text_length: int = 0) -> _Array:
+    def forward(
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        text_length: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> _Array:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
