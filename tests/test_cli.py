@@ -420,7 +420,7 @@ USAGE = [
     (["generate", "--seed", "-1", "hi"], "seed: expected"),
     (["generate", "--timeout", "0", "hi"], "timeout: expected a number of seconds above 0, or None, got 0.0"),
     (["generate", "--stop-token-ids", "5,x", "hi"], "expected ID,ID,.. as in 2 or 7,13, got '5,x'"),
-    (["generate", "-m", FOLDER, "--ignore-chat-template", "--no-thinking", "hi"], "--no-thinking: without a chat template"),
+    (["generate", "-m", FOLDER, "--ignore-chat-template", "--no-thinking", "hi"], "--no-thinking: without a chat"),
     (["chat", "-m", FOLDER, "--ignore-chat-template", "--thinking"], "--no-thinking: without a chat template"),
     (["generate", "--samplers", "top_k,topp", "hi"], "samplers: no step is called 'topp'; did you mean 'top_p'?"),
     (["generate", "--samplers", "xtc,xtc", "hi"], "samplers: 'xtc' is there twice"),
