@@ -1,6 +1,5 @@
 """Streamed pieces join to exactly what decoding all ids at once gives."""
 
-import functools
 import itertools
 
 import pytest
@@ -11,7 +10,7 @@ from russet.errors import UsageError
 from russet.tokenizer import Tokenizer
 from russet.tokenizer.clean_up import CleanUpStream, clean_up
 from russet.tokenizer.detokenizer import ByteStream, GroupStream, WholeStream
-from text_data import every_tokenizer, load, vectors
+from text_data import every_tokenizer, load, odd_ids, vectors
 
 TEXTS = [
     "Hello world, it's n't 've been .  ' s",
@@ -20,16 +19,6 @@ TEXTS = [
     "\n\n  \t<s> <0x0A> ▁▁ [INST] \ufffd",
     "안녕 नमस्ते مرحبا",
 ]
-
-
-@functools.cache
-def odd_ids(name):
-    """Ids that need their neighbours: parts of characters, spaces, special tokens; and some plain ones."""
-    tokenizer = load(name)
-    alone = {id: tokenizer.decode([id]) for id in range(tokenizer.vocab_size)}
-    odd = [id for id, text in alone.items() if "\ufffd" in text or not text.strip()]
-    bare = [id for id in alone if tokenizer.decode([id], skip_special_tokens=True) != alone[id]]
-    return sorted({*odd, *bare, *range(0, tokenizer.vocab_size, 97)})
 
 
 def stream(tokenizer, ids, skip_special_tokens=False):

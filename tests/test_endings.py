@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from contextlib import aclosing, suppress
+from copy import copy
 
 import numpy as np
 import pytest
@@ -21,8 +22,7 @@ from random_model import random_config, random_weights
 from russet import UsageError
 from russet.backends.cpu import CpuBackend
 from scripted import model_that_says
-from test_detokenizer import odd_ids
-from text_data import every_tokenizer, load
+from text_data import every_tokenizer, load, odd_ids
 
 PROMPT = "Once upon a time there was"
 FREE = {"temperature": 0, "ignore_eos": True}
@@ -93,8 +93,7 @@ def test_a_stream_is_its_text_up_to_the_stop_and_holds_back_no_more_than_it_must
 @functools.cache
 def with_template(tokenizer):
     """One that makes a conversation its first message."""
-    with_one = object.__new__(type(tokenizer))
-    with_one.__dict__ |= tokenizer.__dict__
+    with_one = copy(tokenizer)
     with_one._files = dataclasses.replace(tokenizer._files, templates={"default": "{{ messages[0].content }}"})
     return with_one
 
@@ -231,6 +230,21 @@ def test_a_prompt_ends_between_its_chunks(stories, clock, monkeypatch):
     known = next(stories.stream(prompt, max_tokens=1))
     assert known.cached_tokens == 100  # what was computed is kept
     check_usable(stories, prompt)
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_window": 70}, {"kv_dtype": "int8"}, {"quantize": "int8"}], ids=str)
+def test_a_prompt_that_was_cancelled_goes_on_where_it_was(options, monkeypatch):
+    monkeypatch.setattr("russet.generation.CHUNK_TOKENS", 50)
+    model, cancel = russet.load(**options), threading.Event()
+    prompt = model.tokenizer.encode("It is a truth universally acknowledged, that a single man in possession " * 20)[
+        :300
+    ]
+    pieces = list(model.stream(prompt, cancel=cancel, progress=lambda done, total: done == 150 and cancel.set()))
+    assert [piece.finish_reason for piece in pieces] == ["cancelled"]
+    again = list(model.stream(prompt, max_tokens=20, **FREE))
+    assert again[0].cached_tokens == 150
+    assert [piece.token for piece in again] == russet.load(**options).generate_tokens(prompt, max_tokens=20, **FREE)
+    check_all_is_given_back(model)
 
 
 def test_a_draft_models_reading_of_the_prompt_ends_too(clock):

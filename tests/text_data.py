@@ -34,6 +34,16 @@ def load(name):
     return Tokenizer.from_pretrained(data(TOKENIZERS[name]))
 
 
+@functools.cache
+def odd_ids(name):
+    """Ids that need their neighbours: parts of characters, spaces, special tokens; and some plain ones."""
+    tokenizer = load(name)
+    alone = {id: tokenizer.decode([id]) for id in range(tokenizer.vocab_size)}
+    odd = [id for id, text in alone.items() if "\ufffd" in text or not text.strip()]
+    bare = [id for id in alone if tokenizer.decode([id], skip_special_tokens=True) != alone[id]]
+    return sorted({*odd, *bare, *range(0, tokenizer.vocab_size, 97)})
+
+
 def vectors(name):
     """{text, ids, decoded and often ids_with_special}, and the names of the records that cannot be read."""
     records, broken = [], []

@@ -288,6 +288,8 @@ def uses_template(args: argparse.Namespace, model: russet.Model) -> bool:
         return True
     if args.system_prompt is not None:
         raise UsageError("--system-prompt: without a chat template there is no place for it; put it into the prompt")
+    if "thinking" in args:
+        raise UsageError("--thinking, --no-thinking: without a chat template there is nobody to tell; leave it out")
     return False
 
 
