@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,14 @@ class Session:
     def can_rewind(self, n_tokens: int) -> bool:
         return n_tokens <= self.n_tokens
 
+    def rewind(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+
+    def fork(self, n_tokens: int) -> Session:
+        other = copy(self)
+        other.rewind(n_tokens)
+        return other
+
 
 class Backend:
     name = "scripted"
@@ -54,6 +63,9 @@ class Backend:
 
     def session(self, n_ctx: int) -> Session:
         return Session(self._script, n_ctx, self._vocab_size)
+
+    def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
+        return np.concatenate([session.forward(tokens) for session, tokens in parts])
 
     def when_full(self, give_back: Any) -> None:
         pass

@@ -141,6 +141,16 @@ def test_tags_of_ordinary_tokens_are_found_wherever_they_are_cut(name):
             assert answer(model_that_says(tokenizer, ids(tokenizer, *said))) == ("Well.", "So it is.", "length")
 
 
+def test_several_texts_have_thoughts_of_their_own():
+    tokenizer = tokenizer_of("qwen3")
+    model = model_that_says(
+        tokenizer, [*ids(tokenizer, OPEN, "\nA tag.\n", CLOSE, "\n\nYes."), tokenizer.eos_token_ids[0]]
+    )
+    texts = [*model.generate_many(MESSAGES, n=2), *model.beam_search(MESSAGES, num_beams=2)]
+    # Whatever else beams try is less likely than the script.
+    assert [(text.thought, text.text, text.finish_reason) for text in texts] == [("A tag.", "Yes.", "stop")] * 3
+
+
 def test_a_prompt_that_opens_the_section():
     tokenizer = tokenizer_of("qwen3", OPENS_ITSELF)
     model = model_that_says(tokenizer, ids(tokenizer, "Well.\n", CLOSE, "\n\nYes."))
