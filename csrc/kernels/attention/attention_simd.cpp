@@ -7,11 +7,8 @@
 // lanes but those of the softmax. So a row's bits do not depend on how rows and columns are cut into tiles.
 // Numbers are widened in registers, once for the up to six rows of a tile.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "core/simd.h"
-#include "kernels/attention/attention.h"
+#include "kernels/attention/online_softmax.h"
 #include "kernels/attention/widen_plane.h"
 
 namespace russet {
@@ -30,8 +27,6 @@ constexpr bool kWidensForMany = Vec::width == 4;
 // Rows of a block that one tile after the other reads while they come from memory, so that it is read in one
 // run. AVX2, f16, 2 rows x 128 columns: 10.0 GB/s without, 18.1 with.
 constexpr int kRowsAtOnce = 16;
-
-constexpr float kLowest = -std::numeric_limits<float>::max();
 
 // A matrix, row after row, of numbers as they are stored; what int8 numbers are scaled by is not in it.
 struct Plane {
@@ -118,36 +113,14 @@ struct Product {
   }
 };
 
-// The keys of a block that a token sees: [0, sinks) and [begin, end).
-struct Seen {
-  int sinks, begin, end;
-  bool any() const { return sinks > 0 || begin < end; }
-  bool all() const { return begin == 0 && end == kBlockTokens; }
-};
-
-constexpr float kLanes[kBlockTokens] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-                                        16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-                                        32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
-                                        48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
-
 // One run of keys, for all rows of a call.
-struct Run {
-  const AttentionArgs& a;
-  const PartialSoftmax& to;
-  const int dim, n_rows;
-  const size_t row;                  // floats of it in q, in the widened values and in the sums
+struct Run : OnlineSoftmax {
   float* const q;                    // [n_rows][row], scaled
   float* const p;                    // [kTileRows][kBlockTokens] scores, then weights, of the rows at hand
   float *const keys, *const values;  // a block's, widened
-  Seen seen[kAttentionRows];         // of the block at hand, by each token
-  const float *key_scales, *value_scales, *value_minima;  // of the block at hand, or null
 
   Run(const AttentionArgs& args, const PartialSoftmax& partial)
-      : a(args),
-        to(partial),
-        dim(args.format.head_dim),
-        n_rows(args.n_tokens * args.n_heads),
-        row(PartialSoftmax::row_floats(dim)),
+      : OnlineSoftmax(args, partial),
         q(args.scratch),
         p(q + kAttentionRows * row),
         keys(p + 8 * kBlockTokens),
@@ -158,38 +131,11 @@ struct Run {
       const float* from = a.q + size_t(r / a.n_heads) * a.stride + size_t(r % a.n_heads) * size_t(dim);
       for (int c = 0; c < dim; ++c) q[size_t(r) * row + size_t(c)] = from[c] * a.scale;
     }
-    std::fill_n(to.sums, size_t(n_rows) * row, 0.0f);
-    std::fill_n(to.tops, n_rows, kLowest);
-    std::fill_n(to.totals, n_rows, 0.0f);
-    const int begin = run * kRunTokens, end = std::min(begin + kRunTokens, a.pos + a.n_tokens);
-    for (int key = begin; key < end; key += kBlockTokens) {
-      const BlockId id = a.table[key / kBlockTokens];
-      if (id != kNoBlock && look(key)) block(a.blocks + size_t(id) * a.format.block_bytes());
-    }
+    each_block(run, [&](const char* data) { block(data); });
   }
-
-  // Whether any token sees anything of the block that begins with `key`.
-  bool look(int key) {
-    bool any = false;
-    for (int t = 0; t < a.n_tokens; ++t) {
-      const int end = std::clamp(a.pos + t + 1 - key, 0, int(kBlockTokens));
-      const int begin = std::clamp(first_key(a.pos + t, a.window) - key, 0, end);
-      seen[t] = {std::clamp(a.n_sinks - key, 0, begin), begin, end};
-      any = any || seen[t].any();
-    }
-    return any;
-  }
-  const Seen& seen_by(int r) const { return seen[r / a.n_heads]; }
 
   void block(const char* data) {
-    const auto numbers = [&](bool here, size_t at) {
-      return here ? static_cast<const float*>(static_cast<const void*>(data + at)) : nullptr;
-    };
     const KvFormat& f = a.format;
-    const bool int4 = f.values == KvType::int4;
-    key_scales = numbers(f.keys == KvType::int8, f.key_scales());
-    value_scales = numbers(int4 || f.values == KvType::int8, f.value_scales());
-    value_minima = numbers(int4, f.value_minima());
     Plane k{f.keys, data, kBlockTokens, kBlockTokens};
     Plane v{f.values, data + f.values_at(), size_t(dim), dim};
     const bool widens = kWidensForMany && n_rows > kTileRows;
@@ -197,7 +143,7 @@ struct Run {
       widen_plane(k.type, k.data, dim, kBlockTokens, keys, kBlockTokens);
       k = {KvType::f32, keys, kBlockTokens, kBlockTokens};
     }
-    if ((widens && v.type != KvType::f32) || dim % Vec::width != 0 || int4) {
+    if ((widens && v.type != KvType::f32) || dim % Vec::width != 0 || f.values == KvType::int4) {
       widen_plane(v.type, v.data, kBlockTokens, dim, values, row);
       v = {KvType::f32, values, row, (dim + Vec::width - 1) / Vec::width * Vec::width};
     }
@@ -218,63 +164,6 @@ struct Run {
     add_values(first, n, v, [](const Seen& s) { return s.end; }, [](const Seen& s) { return s.begin; });
   }
 
-  // x where a token sees the key of this lane, else other
-  static Vec where_seen(const Seen& s, int lane, Vec x, Vec other) {
-    if (s.all()) return x;
-    const Vec lanes = load(kLanes + lane);
-    const Vec from_begin = where_less(lanes, splat(float(s.end)), x, other);
-    const Vec before = where_less(lanes, splat(float(s.sinks)), x, other);
-    return where_less(lanes, splat(float(s.begin)), before, from_begin);
-  }
-
-  // Turns a row's scores into weights, and the row's sums to the new top. Not inlined: in two copies the
-  // compiler might fuse other products with their sums, and bits would depend on the path.
-  [[gnu::noinline]] void softmax(int r, float* weights) {
-    constexpr int kVecs = kBlockTokens / Vec::width;
-    const Seen& s = seen_by(r);
-    Vec x[kVecs], tops = splat(kLowest);
-    for (int i = 0; i < kVecs; ++i) {
-      const int lane = i * Vec::width;
-      x[i] = load(weights + lane);
-      if (key_scales) x[i] = x[i] * load(key_scales + lane);
-      if (a.softcap > 0) x[i] = splat(a.softcap) * tanh(x[i] / splat(a.softcap));
-      x[i] = where_seen(s, lane, x[i], splat(-std::numeric_limits<float>::infinity()));
-      tops = max(x[i], tops);
-    }
-    const float top = std::max(to.tops[r], max_of(tops));
-    if (top != to.tops[r]) shrink(r, std::exp(to.tops[r] - top));
-    to.tops[r] = top;
-    Vec total = splat(0);
-    for (int i = 0; i < kVecs; ++i) {
-      x[i] = exp(x[i] - splat(top));
-      total = total + x[i];
-    }
-    to.totals[r] += sum(total);
-    if (value_minima) add_minima(r, s, x);
-    for (int i = 0; i < kVecs; ++i) {
-      const int lane = i * Vec::width;
-      store(weights + lane, value_scales ? x[i] * load(value_scales + lane) : x[i]);
-    }
-  }
-
-  void shrink(int r, float factor) {
-    float* sums = to.sums + size_t(r) * row;
-    for (int c = 0; c < dim; c += Vec::width) store(sums + c, load(sums + c) * splat(factor));
-    to.totals[r] *= factor;
-  }
-
-  // int4: p (minimum + scale * code), of which the first part is the same for every column
-  void add_minima(int r, const Seen& s, const Vec* weights) {
-    Vec total = splat(0);
-    for (int lane = 0; lane < kBlockTokens; lane += Vec::width) {
-      const Vec minima = where_seen(s, lane, load(value_minima + lane), splat(0));
-      total = fma(weights[lane / Vec::width], minima, total);
-    }
-    const Vec offset = splat(sum(total));
-    float* sums = to.sums + size_t(r) * row;
-    for (int c = 0; c < dim; c += Vec::width) store(sums + c, load(sums + c) + offset);
-  }
-
   // Adds the values of a range of keys: those that all rows see together, then and before what only some
   // see. A value that a row does not see may be anything, NaN too, so it is not even multiplied by zero.
   template <typename End, typename Begin>
@@ -287,8 +176,8 @@ struct Run {
     if (from >= upto) from = upto = kBlockTokens;
     const auto add = [&](int i, int rows, int begin, int end) {
       if (begin >= end) return;
-      float* sums = to.sums + size_t(first + i) * row;
-      Product{p + i * kBlockTokens + begin, kBlockTokens, sums, row, end - begin, first == 0}(v, begin, rows);
+      Product{p + i * kBlockTokens + begin, kBlockTokens, sums(first + i), row, end - begin, first == 0}(
+          v, begin, rows);
     };
     for (int i = 0; i < n; ++i)
       add(i, 1, begin_of(seen_by(first + i)), std::min(from, end_of(seen_by(first + i))));
