@@ -291,17 +291,19 @@ void sweep_widen(DType dtype) {
 
 // A pool whose blocks hold the keys and values of one head, from block 1 on.
 struct Blocks {
-  Blocks(const KvFormat& f, int n_keys)
-      : format(f), memory((size_t(n_keys) / kBlockTokens + 2) * f.block_bytes()) {
-    const size_t dim = size_t(f.head_dim);
-    const Floats k = normal(size_t(n_keys) * dim), v = normal(size_t(n_keys) * dim);
-    for (int at = 0; at < n_keys; at += kBlockTokens) {
+  Blocks(const KvFormat& f, const Floats& k, const Floats& v)
+      : format(f), memory((k.size() / size_t(f.head_dim * kBlockTokens) + 2) * f.block_bytes()) {
+    const size_t dim = size_t(f.head_dim), n_keys = k.size() / dim;
+    for (size_t at = 0; at < n_keys; at += kBlockTokens) {
       table.push_back(BlockId(table.size() + 1));
-      const size_t row = size_t(at) * dim;
-      kv_store_variants().back().run({&k[row], &v[row], dim, std::min<int>(kBlockTokens, n_keys - at), 0,
-                                      memory.bytes() + table.back() * f.block_bytes(), f});
+      const int n_tokens = int(std::min<size_t>(kBlockTokens, n_keys - at));
+      kv_store_variants().back().run(
+          {&k[at * dim], &v[at * dim], dim, n_tokens, 0, memory.bytes() + table.back() * f.block_bytes(), f});
     }
   }
+  Blocks(const KvFormat& f, int n_keys)
+      : Blocks(f, normal(size_t(n_keys * f.head_dim)), normal(size_t(n_keys * f.head_dim))) {}
+
   KvFormat format;
   Buffer memory;
   std::vector<BlockId> table;
@@ -364,6 +366,80 @@ void sweep_attention(const char* name, AttentionKind kind, double slack) {
           for (const int n_sinks : {0, 3})
             for (const float softcap : {0.0f, 3.0f})
               attention_case(*run, *ref, {n_tokens, 2, 24, n_keys, window, n_sinks, softcap}, slack, worst);
+  });
+}
+
+// A row has the same bits alone as in a call with others; damage that only the last token sees changes no
+// other.
+void sweep_attention_company() {
+  sweep("attention rows", attention_variants(), [](auto run, auto, Worst& worst) {
+    static const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+    for (const KvType keys : {KvType::f32, KvType::f16, KvType::bf16, KvType::int8})
+      for (const KvType values : kKvTypes)
+        for (const float damage : {NAN, HUGE_VALF, 3.4e38f})
+          for (const auto& [n_tokens, n_heads] : {std::array{2, 1}, std::array{7, 5}, std::array{21, 3}})
+            for (const auto& [window, n_sinks] : {std::array{0, 0}, std::array{50, 0}, std::array{9, 5}}) {
+              const int head_dim = 33, n_keys = 140;
+              Floats k = normal(size_t(n_keys * head_dim)), v = normal(k.size());
+              k.back() = NAN, v.back() = damage;
+              const Blocks blocks({keys, values, head_dim, true}, k, v);
+              const size_t stride = size_t(n_heads * head_dim);
+              const Floats q = normal(size_t(n_tokens) * stride);
+              Floats out(q.size()), alone(q.size());
+              AttentionArgs a{q.data(),
+                              out.data(),
+                              stride,
+                              n_tokens,
+                              n_heads,
+                              n_keys - n_tokens,
+                              blocks.table.data(),
+                              blocks.memory.bytes(),
+                              blocks.format,
+                              window,
+                              n_sinks,
+                              0.2f,
+                              0,
+                              scratch.floats()};
+              attention(*run, a);
+              a.n_tokens = a.n_heads = 1;
+              for (size_t row = 0; row < size_t(n_tokens * n_heads); ++row) {
+                const size_t at = row * size_t(head_dim);
+                a.q = &q[at], a.out = &alone[at], a.pos = n_keys - n_tokens + int(row) / n_heads;
+                attention(*run, a);
+                const bool sees_damage = a.pos == n_keys - 1;
+                for (size_t i = at; i < at + size_t(head_dim); ++i) {
+                  worst.see_bits(out[i], alone[i]);
+                  worst.see_bits(int(std::isnan(out[i])), int(sees_damage));
+                }
+              }
+            }
+  });
+}
+
+// Scores and sums that show the last bits of q, keys, weights and values.
+void sweep_attention_digits() {
+  sweep("attention bits", attention_variants(), [](auto run, auto ref, Worst& worst) {
+    static const Buffer scratch(kAttentionScratchFloats * sizeof(float));
+    const auto see = [&](KvType type, const Floats& q, const Floats& k, const Floats& v, float scale) {
+      const Blocks blocks({type, type, 2, true}, k, v);
+      float out[2], expected[2];
+      AttentionArgs a{
+          q.data(),      out, 2, 1,     1, int(k.size()) / 2 - 1, blocks.table.data(), blocks.memory.bytes(),
+          blocks.format, 0,   0, scale, 0, scratch.floats()};
+      attention(*run, a);
+      a.out = expected;
+      attention(*ref, a);
+      // exp is within 2 ulp, and there are a sum of two and a quotient.
+      for (int c = 0; c < 2; ++c) worst.see(out[c], expected[c], 8 * kU * std::abs(double(expected[c])));
+    };
+    const float digits = 1 + 0x1p-9f + 0x1p-18f + 0x1p-23f;  // far apart: no rounding keeps two of them
+    for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) {
+      const float stored = type == KvType::f32 ? digits : type == KvType::f16 ? 1 + 0x1p-9f : 1;
+      see(type, {digits, -1}, {1, 1, 0, 0}, {1, 0, 0, 1}, 512);
+      see(type, {1, -1}, {stored, 1, 0, 0}, {1, 0, 0, 1}, 512);
+      see(type, {1, 0}, {1, 0}, {stored, 3 * stored}, 1);
+      for (int i = 1; i < 32; ++i) see(type, {float(i) / 32, 0}, {1, 0, 0, 0}, {0, 1, 1, 0}, 1);
+    }
   });
 }
 
@@ -599,6 +675,8 @@ int main() {
   sweep_sum_exp();
   sweep_kv_store();
   sweep_attention("attention", AttentionKind::exact, 0);
+  sweep_attention_company();
+  sweep_attention_digits();
   sweep_attention("attention_sage", AttentionKind::sage, 0.02);
   sweep_attention("attention_integer", AttentionKind::integer, 0.02);
   sweep_attention_mass();

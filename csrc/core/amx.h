@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace russet {
 namespace {
@@ -51,17 +52,25 @@ inline void store_tile(void* to, size_t stride) {
   for (size_t r = 0; r < g_tiles.config.rows[tile]; ++r)
     std::memcpy(static_cast<char*>(to) + r * stride, g_tiles.data[tile][r], g_tiles.config.row_bytes[tile]);
 }
-// c[m, n] += sum over the 64 columns of a[m, k] * b[k / 4, 4 * n + k % 4], all int8, in int32
-template <int c, int a, int b>
-inline void add_product() {
+// c[m, n] += sum over the 64 columns of a[m, k] * b[k / 4, 4 * n + k % 4], all bytes, b signed, in int32
+template <typename OfA, int c, int a, int b>
+inline void add_product_of() {
   for (int m = 0; m < g_tiles.config.rows[c]; ++m)
     for (int n = 0; n < g_tiles.config.row_bytes[c] / 4; ++n) {
       int32_t sum;
       std::memcpy(&sum, &g_tiles.data[c][m][4 * n], 4);
       for (int k = 0; k < g_tiles.config.row_bytes[a]; ++k)
-        sum += int8_t(g_tiles.data[a][m][k]) * int8_t(g_tiles.data[b][k / 4][4 * n + k % 4]);
+        sum += OfA(g_tiles.data[a][m][k]) * int8_t(g_tiles.data[b][k / 4][4 * n + k % 4]);
       std::memcpy(&g_tiles.data[c][m][4 * n], &sum, 4);
     }
+}
+template <int c, int a, int b>
+inline void add_product() {
+  add_product_of<int8_t, c, a, b>();
+}
+template <int c, int a, int b>
+inline void add_product_of_unsigned() {
+  add_product_of<uint8_t, c, a, b>();
 }
 
 // c[m, n] += sum over the 32 columns of a[m, k] * b[k / 2, 2 * n + k % 2], all bf16, in f32: even and odd k
@@ -118,11 +127,23 @@ inline void add_product() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 template <int c, int a, int b>
+inline void add_product_of_unsigned() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b>
 inline void add_product_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 
 #endif
+
+// f.operator()<0>() to f.operator()<n - 1>(): a tile's number is a constant.
+template <int n, typename F>
+inline void each_tile(F f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (f.template operator()<i>(), ...);
+  }(std::make_integer_sequence<int, n>());
+}
 
 }  // namespace
 }  // namespace russet

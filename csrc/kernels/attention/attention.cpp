@@ -55,12 +55,15 @@ static void attention_ref(const AttentionArgs& a, int run, const PartialSoftmax&
 }
 
 #if defined(__x86_64__)
-AttentionFn attention_avx512, attention_avx2;
+AttentionFn attention_amx, attention_avx512, attention_avx2;
 #elif defined(__aarch64__)
 AttentionFn attention_neon;
 #endif
 
 static constexpr Variant<AttentionFn> kVariants[] = {
+#if defined(__x86_64__)
+    {"amx", kNeedsAmx, attention_amx},
+#endif
     RUSSET_SIMD_ROWS(attention)  //
     {"ref", kBaseline, attention_ref},
 };
@@ -135,8 +138,7 @@ void merge_runs(const AttentionArgs& a, float* partials, int n) {
 
 void attention(AttentionFn& run, const AttentionArgs& a) {
   // Behind what the kernel itself takes of the scratch.
-  float* const memory =
-      a.scratch + kAttentionScratchFloats - 2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
+  float* const memory = a.scratch + kAttentionKernelFloats;
   const PartialSoftmax partial = PartialSoftmax::at(memory, a.n_tokens * a.n_heads, a.format.head_dim);
   Merged all(a, memory + PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim));
   for (int r = 0; r < attention_runs(a); ++r) {

@@ -55,9 +55,12 @@ struct PartialSoftmax {
   }
 };
 
-// The rows of q, a block's keys, its values, the weights of a few rows; a run's partial and the merged one.
-constexpr size_t kAttentionScratchFloats = kBlockTokens * (3 * PartialSoftmax::row_floats(kMaxHeadDim) + 8) +
-                                           2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
+// What a variant keeps of q, of a block and of weights: most on AMX, where a number is three of 16 bits.
+constexpr size_t kAttentionKernelFloats = 216 * (size_t(kMaxHeadDim) + kBlockTokens);
+
+// With a run's partial and the merged one.
+constexpr size_t kAttentionScratchFloats =
+    kAttentionKernelFloats + 2 * PartialSoftmax::n_floats(kAttentionRows, kMaxHeadDim);
 
 // Overwrites `partial` with what the keys of one run give; leaves `out` alone.
 using AttentionFn = void(const AttentionArgs&, int run, const PartialSoftmax& partial);

@@ -14,8 +14,16 @@ void widen_row(const T* x, int n, float* y) {
   if (i < n) store(y + i, load_part(x + i, n - i));
 }
 
+// The n codes of an int4 row; one more where n is odd.
+inline void unpack_row(const uint8_t* x, int n, int8_t* codes) {
+  for (int i = 0; i < (n + 1) / 2; ++i) {
+    codes[2 * i] = x[i] & 15;
+    codes[2 * i + 1] = int8_t(x[i] >> 4);
+  }
+}
+
 // Rows of n columns to rows of `stride` floats; zero from n on, up to whole vectors.
-void widen_plane(KvType type, const void* data, int n_rows, int n, float* y, size_t stride) {
+inline void widen_plane(KvType type, const void* data, int n_rows, int n, float* y, size_t stride) {
   const auto rows = [&]<typename T>(const T* x) {
     for (int r = 0; r < n_rows; ++r, x += n, y += stride) widen_row(x, n, y);
   };
@@ -32,10 +40,7 @@ void widen_plane(KvType type, const void* data, int n_rows, int n, float* y, siz
       const uint8_t* x = static_cast<const uint8_t*>(data);
       int8_t codes[kMaxHeadDim + 1];
       for (int r = 0; r < n_rows; ++r, x += (n + 1) / 2, y += stride) {
-        for (int i = 0; i < (n + 1) / 2; ++i) {
-          codes[2 * i] = x[i] & 15;
-          codes[2 * i + 1] = int8_t(x[i] >> 4);
-        }
+        unpack_row(x, n, codes);
         widen_row(codes, n, y);
       }
     }
