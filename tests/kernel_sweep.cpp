@@ -317,6 +317,7 @@ struct AttentionCase {
 };
 
 // slack: what a step of 8 bits that falls to the other side may change, as a share of the largest value
+// or, where it is below 0: bits must be the same
 void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, double slack, Worst& worst) {
   const KvType keys = kKvTypes[g_random() % 4], values = kKvTypes[g_random() % 5];
   Blocks blocks({keys, values, c.head_dim, true}, c.n_keys);
@@ -349,11 +350,14 @@ void attention_case(AttentionFn run, AttentionFn ref, const AttentionCase& c, do
   const double share =
       2 * score_error + 2 * sum_bound(c.n_keys) + (2 + c.n_keys / kRunTokens) * 8 * kU + slack;
   for (size_t i = 0; i < out.size(); ++i)  // what lies between the tokens stays as it was
-    worst.see(out[i], expected[i], share * (values == KvType::int4 ? 12 : 4));
+    if (slack < 0)
+      worst.see_bits(out[i], expected[i]);
+    else
+      worst.see(out[i], expected[i], share * (values == KvType::int4 ? 12 : 4));
 }
 
-void sweep_attention(const char* name, AttentionKind kind, double slack) {
-  sweep(name, attention_variants(kind), [&](auto run, auto ref, Worst& worst) {
+void sweep_attention(const char* name, std::span<const Variant<AttentionFn>> table, double slack) {
+  sweep(name, table, [&](auto run, auto ref, Worst& worst) {
     for (const int n_heads : {1, 2, 3, 4, 5, 6, 7, 16})
       for (const int n_tokens : {1, 2, 4, 9}) {
         if (n_tokens * n_heads > kAttentionRows) continue;
@@ -418,7 +422,7 @@ void sweep_attention_company() {
 
 // Scores and sums that show the last bits of q, keys, weights and values.
 void sweep_attention_digits() {
-  sweep("attention bits", attention_variants(), [](auto run, auto ref, Worst& worst) {
+  sweep("attention digits", attention_variants(), [](auto run, auto ref, Worst& worst) {
     static const Buffer scratch(kAttentionScratchFloats * sizeof(float));
     const auto see = [&](KvType type, const Floats& q, const Floats& k, const Floats& v, float scale) {
       const Blocks blocks({type, type, 2, true}, k, v);
@@ -674,11 +678,16 @@ int main() {
   sweep_block_max();
   sweep_sum_exp();
   sweep_kv_store();
-  sweep_attention("attention", AttentionKind::exact, 0);
+  sweep_attention("attention", attention_variants(), 0);
   sweep_attention_company();
   sweep_attention_digits();
-  sweep_attention("attention_sage", AttentionKind::sage, 0.02);
-  sweep_attention("attention_integer", AttentionKind::integer, 0.02);
+  sweep_attention("attention_sage", attention_variants(AttentionKind::sage), 0.02);
+  sweep_attention("attention_integer", attention_variants(AttentionKind::integer), 0.02);
+#if defined(__x86_64__)
+  // The same steps on the same vectors, and integers besides: AMX has the bits of VNNI.
+  sweep_attention("sage bits", attention_variants(AttentionKind::sage).first(2), -1);
+  sweep_attention("integer bits", attention_variants(AttentionKind::integer).first(2), -1);
+#endif
   sweep_attention_mass();
   sweep_quantize();
   sweep_fit();

@@ -9,7 +9,7 @@ namespace {
 struct Ints {
   int32_t sums[Vec::width];
 };
-constexpr int kOffset = 0;
+constexpr int kOffset = 0, kTileRows = 0;
 
 inline Ints dot(Ints sums, int32_t four, const int8_t* tile) {
   int8_t bytes[4];
@@ -48,13 +48,14 @@ static void attention_integer_ref(const AttentionArgs& args, int of_keys, const 
 }
 
 #if defined(__x86_64__)
-AttentionFn attention_sage_vnni, attention_integer_vnni;
+AttentionFn attention_sage_amx, attention_integer_amx, attention_sage_vnni, attention_integer_vnni;
 #elif defined(__aarch64__)
 AttentionFn attention_sage_dotprod, attention_integer_dotprod;
 #endif
 
 static constexpr Variant<AttentionFn> kSage[] = {
 #if defined(__x86_64__)
+    {"amx", kNeedsAmx, attention_sage_amx},
     {"vnni", kVnni, attention_sage_vnni},
 #elif defined(__aarch64__)
     {"dotprod", kDotprod, attention_sage_dotprod},
@@ -63,6 +64,7 @@ static constexpr Variant<AttentionFn> kSage[] = {
 };
 static constexpr Variant<AttentionFn> kInteger[] = {
 #if defined(__x86_64__)
+    {"amx", kNeedsAmx, attention_integer_amx},
     {"vnni", kVnni, attention_integer_vnni},
 #elif defined(__aarch64__)
     {"dotprod", kDotprod, attention_integer_dotprod},

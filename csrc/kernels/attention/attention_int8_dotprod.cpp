@@ -8,7 +8,7 @@ namespace russet {
 namespace {
 
 using Ints = int32x4_t;
-constexpr int kOffset = 0;
+constexpr int kOffset = 0, kTileRows = 0;
 
 inline Ints dot(Ints sums, int32_t four, const int8_t* tile) {
   return vdotq_s32(sums, vreinterpretq_s8_s32(vdupq_n_s32(four)), vld1q_s8(tile));

@@ -7,6 +7,10 @@
 //   interleave(rows, stride, n, tile)
 //                              tile[4 i + u] = rows[u * stride + i], i < n, a multiple of 16
 //   kOffset                    what is added to bytes of q, where dot() takes those of `four` as unsigned
+//   kTileRows                  rows that a matrix unit takes at once, or 0 where there is none
+//   multiply_tiles(a, a_stride, n_groups, tiles, tile_stride, sums)
+//                              for as many rows: sums[i][v] = dot() of all n_groups of four bytes of row i
+//                              with vector v of their tiles; tiles go on up to a multiple of 16, with zeros
 //
 // Block after block: its keys become tiles of four columns, 64 keys wide, once for all rows; each row has its
 // scores from them, its softmax, and its share of the values.
@@ -24,6 +28,7 @@ namespace {
 
 constexpr float kHidden = -3.4e38f;  // a score whose weight is exactly 0
 constexpr int kMaxColumns = kMaxHeadDim + 15;
+constexpr int kRowsAtOnce = 4;  // that share each load of keys and values
 
 // n values, a multiple of Vec::width, as round(x / scale); returns scale = max |x| / 127, or NaN where one is
 // not finite.
@@ -65,14 +70,14 @@ class Rows {
       load_values();
       const int n_rows = a.n_tokens * a.n_heads;
       int row = 0;
+      if constexpr (kTileRows > 0)
+        for (; row + kTileRows <= n_rows; row += kTileRows) rows_from<kTileRows>(row, key0);
       for (; row + kRowsAtOnce <= n_rows; row += kRowsAtOnce) rows_from<kRowsAtOnce>(row, key0);
       for (; row < n_rows; ++row) rows_from<1>(row, key0);
     }
   }
 
  private:
-  static constexpr int kRowsAtOnce = 4;  // that share each load of keys and values
-
   template <int n>
   void rows_from(int row, int key0) {
     scores<n>(row);
@@ -80,7 +85,7 @@ class Rows {
     if constexpr (int8_values)
       values_in_int8<n>(row);
     else
-      values_in_float<n>(row);
+      for (int i = 0; i < n; i += std::min(n, kRowsAtOnce)) values_in_float<std::min(n, kRowsAtOnce)>(row, i);
   }
 
   int first_seen(int t) const { return first_key(a.pos + t, a.window); }
@@ -123,6 +128,8 @@ class Rows {
       }
       interleave(rows, kBlockTokens, kBlockTokens, keys + tile * 4 * kBlockTokens);
     }
+    if constexpr (kTileRows > 0)
+      std::fill(keys + n_tiles * 4 * kBlockTokens, keys + (n_tiles + 15) / 16 * 64 * kBlockTokens, int8_t(0));
     if constexpr (kOffset != 0) {
       constexpr int32_t ones = 0x01010101;
       each_vector([&](int v) { sums_of_keys[v] = product(ones, v); });
@@ -177,17 +184,28 @@ class Rows {
     return sums;
   }
 
+  // sums[i][v] = the sum over n_groups of dot() of four bytes of row i of a and vector v of their tile
+  template <int n, int n_vectors, typename Byte>
+  static void multiply(const Byte* a, size_t a_stride, int n_groups, const int8_t* tiles, int tile_stride,
+                       Ints (&sums)[n][n_vectors]) {
+    if constexpr (kTileRows > 0 && n == kTileRows) {
+      multiply_tiles(a, a_stride, n_groups, tiles, tile_stride, sums);
+    } else {
+      for (auto& row : sums)
+        for (Ints& sum : row) sum = Ints{};
+      for (int group = 0; group < n_groups; ++group, tiles += tile_stride)
+        for (int i = 0; i < n; ++i) {
+          int32_t four;
+          std::memcpy(&four, a + size_t(i) * a_stride + 4 * group, 4);
+          for (int v = 0; v < n_vectors; ++v) sums[i][v] = dot(sums[i][v], four, tiles + v * Vec::width * 4);
+        }
+    }
+  }
+
   template <int n>
   void scores(int row) {
-    Ints sums[n][kVectors] = {};
-    for (int tile = 0; tile < n_tiles; ++tile) {
-      const int8_t* of_tile = keys + tile * 4 * kBlockTokens;
-      for (int i = 0; i < n; ++i) {
-        int32_t four;
-        std::memcpy(&four, q[row + i] + 4 * tile, 4);
-        for (int v = 0; v < kVectors; ++v) sums[i][v] = dot(sums[i][v], four, of_tile + v * Vec::width * 4);
-      }
-    }
+    Ints sums[n][kVectors];
+    multiply(q[row], sizeof q[row], n_tiles, keys, 4 * kBlockTokens, sums);
     for (int i = 0; i < n; ++i)
       each_vector([&](int v) {
         Vec s = to_floats(sums[i][v]);
@@ -277,28 +295,29 @@ class Rows {
     }
   }
 
+  // n rows, of which the first is `first` of those at hand
   template <int n>
-  void values_in_float(int row) const {
+  void values_in_float(int row, int first) const {
     constexpr int kAtOnce = 4;
     int c = 0;
     for (; c + kAtOnce * Vec::width <= dim; c += kAtOnce * Vec::width) {
       Vec sums[n][kAtOnce];
       for (int i = 0; i < n; ++i)
         for (int u = 0; u < kAtOnce; ++u)
-          sums[i][u] = load(sums_of(row + i) + c + u * Vec::width) * splat(shrink[i]);
+          sums[i][u] = load(sums_of(row + first + i) + c + u * Vec::width) * splat(shrink[first + i]);
       for (int j = 0; j < n_keys; ++j)
         for (int u = 0; u < kAtOnce; ++u) {
           const Vec values = load(wide + j * dim + c + u * Vec::width);
-          for (int i = 0; i < n; ++i) sums[i][u] = fma(splat(p[i][j]), values, sums[i][u]);
+          for (int i = 0; i < n; ++i) sums[i][u] = fma(splat(p[first + i][j]), values, sums[i][u]);
         }
       for (int i = 0; i < n; ++i)
-        for (int u = 0; u < kAtOnce; ++u) store(sums_of(row + i) + c + u * Vec::width, sums[i][u]);
+        for (int u = 0; u < kAtOnce; ++u) store(sums_of(row + first + i) + c + u * Vec::width, sums[i][u]);
     }
     for (; c < dim; ++c)
       for (int i = 0; i < n; ++i) {
-        float sum = sums_of(row + i)[c] * shrink[i];
-        for (int j = 0; j < n_keys; ++j) sum = std::fma(p[i][j], wide[j * dim + c], sum);
-        sums_of(row + i)[c] = sum;
+        float sum = sums_of(row + first + i)[c] * shrink[first + i];
+        for (int j = 0; j < n_keys; ++j) sum = std::fma(p[first + i][j], wide[j * dim + c], sum);
+        sums_of(row + first + i)[c] = sum;
       }
   }
 
@@ -314,18 +333,11 @@ class Rows {
       });
       scale[i] = to_codes(p[i], kBlockTokens, codes[i]);
     }
-    constexpr int kAtOnce = 2;
+    constexpr int kAtOnce = n == kTileRows ? 4 : 2;
     static_assert(16 % Vec::width == 0);
     for (int c = 0; c < columns(); c += kAtOnce * Vec::width) {
-      Ints sums[n][kAtOnce] = {};
-      for (int j = 0; j < kBlockTokens; j += 4) {
-        const int8_t* tile = value_tiles + j * columns() + 4 * c;
-        for (int i = 0; i < n; ++i) {
-          int32_t four;
-          std::memcpy(&four, codes[i] + j, 4);
-          for (int u = 0; u < kAtOnce; ++u) sums[i][u] = dot(sums[i][u], four, tile + u * Vec::width * 4);
-        }
-      }
+      Ints sums[n][kAtOnce];
+      multiply(codes[0], kBlockTokens, kBlockTokens / 4, value_tiles + 4 * c, 4 * columns(), sums);
       for (int i = 0; i < n; ++i)
         for (int u = 0; u < kAtOnce && c + u * Vec::width < columns(); ++u) {
           float* out = sums_of(row + i) + c + u * Vec::width;
@@ -339,14 +351,15 @@ class Rows {
   int dim, n_tiles, n_keys;
   bool has_mean;
   PartialSoftmax of_rows;
-  float shrink[kRowsAtOnce], q_scale[kAttentionRows];
+  static constexpr int kMostRows = std::max(kRowsAtOnce, kTileRows);
+  float shrink[kMostRows], q_scale[kAttentionRows];
   float q_mean[kAttentionRows];  // what each row gives the mean of the keys
   alignas(64) uint8_t q[kAttentionRows][kMaxColumns + 1];
-  alignas(64) float mean[kMaxHeadDim], p[kRowsAtOnce][kBlockTokens], key_scale[kBlockTokens],
+  alignas(64) float mean[kMaxHeadDim], p[kMostRows][kBlockTokens], key_scale[kBlockTokens],
       value_scale[kBlockTokens];
   Ints sums_of_keys[kVectors];
   alignas(64) int8_t keys[kBlockTokens * kMaxHeadDim], rounded[kBlockTokens * kMaxHeadDim];
-  alignas(64) int8_t value_tiles[kBlockTokens * kMaxHeadDim + 256];  // two vectors are read at once
+  alignas(64) int8_t value_tiles[kBlockTokens * kMaxHeadDim + 256];  // up to four vectors are read at once
   alignas(64) float wide[kBlockTokens * kMaxHeadDim];
 };
 
