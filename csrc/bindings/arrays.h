@@ -60,7 +60,8 @@ struct PackedMatrix {
 
   size_t offset() const { return size_t(reinterpret_cast<const char*>(view.codes) - begin); }
   size_t n_bytes() const {
-    return packed_bytes(view.n_rows, view.n_cols, view.bits, view.group_size, view.dtype, !view.biases);
+    return packed_bytes(view.n_rows, view.n_cols, view.bits, view.group_size, view.dtype, !view.biases,
+                        view.sliced());
   }
 };
 

@@ -109,17 +109,23 @@ void set_weight(Weights& weights, const std::string& role, const py::handle& ten
   fail(ErrorKind::weights, "no weight has the role '", role, "'");
 }
 
+void check_slices(int bits, int n_cols, bool sliced) {
+  check(!sliced || (bits == 8 && n_cols <= kMaxSlicedCols), ErrorKind::weights,
+        "packed matrix: only one of 8 bits and at most ", int(kMaxSlicedCols), " columns can be sliced");
+}
+
 // Packs MLX's arrays into the arena.
 PackedMatrix make_packed(const std::shared_ptr<Arena>& arena, const py::array& codes, const py::array& scales,
                          const py::array& biases, const std::string& dtype, int bits, int group_size,
-                         int n_threads) {
+                         int n_threads, bool sliced) {
   const Affine affine = affine_of(codes, scales, biases, dtype, bits, group_size);
+  check_slices(bits, affine.n_cols, sliced);
   const auto packed = [&] {
     const py::gil_scoped_release release;
     const bool symmetric = is_symmetric(affine);
-    char* memory =
-        arena->take(packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric));
-    return pack(affine, symmetric, memory, n_threads);
+    char* memory = arena->take(
+        packed_bytes(affine.n_rows, affine.n_cols, bits, group_size, affine.dtype, symmetric, sliced));
+    return pack(affine, symmetric, memory, n_threads, sliced);
   };
   return {py::cast(arena), arena->bytes(), packed()};
 }
@@ -156,21 +162,22 @@ py::array keep_in(const std::shared_ptr<Arena>& arena, const py::array& array) {
 
 // One that lies in `memory` at `offset`, as it lay in its arena.
 PackedMatrix packed_in(const py::array& memory, size_t offset, int n_rows, int n_cols, int bits,
-                       int group_size, const std::string& dtype, bool symmetric) {
+                       int group_size, const std::string& dtype, bool symmetric, bool sliced) {
   check_groups(bits, group_size);
+  check_slices(bits, n_cols, sliced);
   check(memory.ndim() == 1 && memory.itemsize() == 1 && (memory.flags() & py::array::c_style),
         ErrorKind::weights, "packed matrix: expected a contiguous array of bytes");
   check(n_rows >= 1 && n_rows <= INT32_MAX - kBandRows && n_cols >= 1 && n_cols % group_size == 0,
         ErrorKind::weights, "packed matrix: ", n_rows, " x ", n_cols, " is no matrix in groups of ",
         group_size);
-  const size_t n_bytes = packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric);
+  const size_t n_bytes = packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric, sliced);
   const auto* begin = static_cast<const char*>(memory.data());
   check(offset <= size_t(memory.size()) && n_bytes <= size_t(memory.size()) - offset, ErrorKind::weights,
         "packed matrix: ", n_bytes, " bytes at ", offset, " go beyond the end, ", memory.size());
   check(reinterpret_cast<uintptr_t>(begin + offset) % 64 == 0, ErrorKind::weights,
         "packed matrix: expected an address that is a multiple of 64");
   return {memory, begin,
-          packed_at(begin + offset, n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric)};
+          packed_at(begin + offset, n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric, sliced)};
 }
 
 // Floats to MLX's arrays: codes uint32, scales and biases of the floats' dtype (bf16 as uint16).
@@ -243,17 +250,17 @@ py::list rope_tables(const Config& config, int pos, int n_tokens, int rope_lengt
 
 // The CPU backend: operations and the buffers they work in. Calls from several threads take turns.
 struct Cpu {
-  Cpu(const Config& c, int n_threads, int n_prefill_threads, const std::string& attention)
+  Cpu(const Config& c, int n_threads, int n_prefill_threads, const std::string& attention, double head_trust)
       : config(c),
         ops(config, n_threads, n_prefill_threads > 0 ? n_prefill_threads : n_threads,
-            attention_kind_of(attention)) {}
+            attention_kind_of(attention), head_trust) {}
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x,
-                       const Interrupt& interrupt) {
+                       const Interrupt& interrupt, const std::optional<Wanted>& wanted) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
     const auto is_own = [](const KvCache& cache) { return cache.pool().format().keys_by_columns; };
-    return forward_parts(model, parts, x, ops, is_own, lock, interrupt);
+    return forward_parts(model, parts, x, ops, is_own, lock, interrupt, wanted ? &*wanted : nullptr);
   }
 
   // The fused operations alone, for tests and benchmarks.
@@ -389,12 +396,14 @@ PYBIND11_MODULE(_core, m) {
 
   m.def(
       "packed_bytes",
-      [](int n_rows, int n_cols, int bits, int group_size, const std::string& dtype, bool symmetric) {
+      [](int n_rows, int n_cols, int bits, int group_size, const std::string& dtype, bool symmetric,
+         bool sliced) {
         check_groups(bits, group_size);
-        return packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric);
+        return packed_bytes(n_rows, n_cols, bits, group_size, dtype_of(dtype), symmetric, sliced);
       },
       py::arg("n_rows"), py::arg("n_cols"), py::arg("bits"), py::arg("group_size"), py::arg("dtype"),
-      py::arg("symmetric"));
+      py::arg("symmetric"), py::arg("sliced") = false);
+  m.attr("MAX_SLICED_COLS") = int(kMaxSlicedCols);
   m.def("to_affine", &make_affine, py::arg("w"), py::arg("dtype"), py::arg("bits"), py::arg("group_size"),
         py::arg("symmetric"), py::arg("n_threads") = 1);
   m.def("affine_errors", &errors_of, py::arg("w"), py::arg("dtype"), py::arg("codes"), py::arg("scales"),
@@ -414,18 +423,20 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init(&make_packed), py::arg("arena"), py::arg("codes"), py::arg("scales"), py::arg("biases"),
-           py::arg("dtype"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1)
+           py::arg("dtype"), py::arg("bits"), py::arg("group_size"), py::arg("n_threads") = 1,
+           py::arg("sliced") = false)
       .def_property_readonly("n_rows", [](const PackedMatrix& p) { return p.view.n_rows; })
       .def_property_readonly("n_cols", [](const PackedMatrix& p) { return p.view.n_cols; })
       .def_property_readonly("bits", [](const PackedMatrix& p) { return p.view.bits; })
       .def_property_readonly("group_size", [](const PackedMatrix& p) { return p.view.group_size; })
       .def_static("at", &packed_in, py::arg("memory"), py::arg("offset"), py::arg("n_rows"),
                   py::arg("n_cols"), py::arg("bits"), py::arg("group_size"), py::arg("dtype"),
-                  py::arg("symmetric"))
+                  py::arg("symmetric"), py::arg("sliced") = false)
       .def_property_readonly("offset", &PackedMatrix::offset)
       .def_property_readonly("dtype", [](const PackedMatrix& p) { return name_of(p.view.dtype); })
       .def_property_readonly("n_bytes", &PackedMatrix::n_bytes)
       .def_property_readonly("symmetric", [](const PackedMatrix& p) { return !p.view.biases; })
+      .def_property_readonly("sliced", [](const PackedMatrix& p) { return p.view.sliced(); })
       .def_property(
           "blas_tokens", [](const PackedMatrix& p) { return p.view.blas_tokens; },
           [](PackedMatrix& p, int n_tokens) {
@@ -449,12 +460,19 @@ PYBIND11_MODULE(_core, m) {
   bind_kv_cache(m);
 
   py::class_<Cpu>(m, "Cpu")
-      .def(py::init<const Config&, int, int, const std::string&>(), py::arg("config"), py::arg("n_threads"),
-           py::arg("n_prefill_threads") = 0, py::arg("attention") = "exact")
+      .def(py::init<const Config&, int, int, const std::string&, double>(), py::arg("config"),
+           py::arg("n_threads"), py::arg("n_prefill_threads") = 0, py::arg("attention") = "exact",
+           py::arg("head_trust") = 1)
       .def_property_readonly("n_threads", [](const Cpu& cpu) { return cpu.ops.n_decode_threads(); })
       .def_property_readonly("n_prefill_threads", [](const Cpu& cpu) { return cpu.ops.n_prefill_threads(); })
       .def("forward", &Cpu::forward, py::arg("model"), py::arg("parts"), py::arg("x") = py::none(),
-           py::arg("interrupt") = py::none())
+           py::arg("interrupt") = py::none(), py::arg("wanted") = py::none())
+      .def_property_readonly("screened",
+                             [](const Cpu& cpu) {
+                               const ScreenCounts& counts = cpu.ops.screened();
+                               return py::make_tuple(counts.tokens.load(), counts.bytes.load(),
+                                                     counts.rows.load());
+                             })
       .def("norm_linear", &Cpu::norm_linear, py::arg("norm_w"), py::arg("norm_bias"), py::arg("w"),
            py::arg("x"))
       .def("norm_gate", &Cpu::norm_gate, py::arg("norm_w"), py::arg("norm_bias"), py::arg("gate"),

@@ -43,10 +43,10 @@ inline std::function<void()> now_and_then(const std::function<void()>& interrupt
 }
 
 // Logits [n_rows, vocab_size]. Calls from several threads take turns at the lock. is_own(cache): whether the
-// device reads it.
+// device reads it. wanted: of a single row, see Batch.
 inline Array<float> forward_parts(const Model& model, const std::vector<Part>& parts, const X& x, Ops& ops,
                                   const std::function<bool(const KvCache&)>& is_own, std::mutex& lock,
-                                  const Interrupt& interrupt = {}) {
+                                  const Interrupt& interrupt = {}, const Wanted* wanted = nullptr) {
   check(!parts.empty(), ErrorKind::usage, "forward: a batch needs at least one sequence");
   std::vector<int32_t> tokens;
   std::vector<int> logit_rows;
@@ -76,7 +76,7 @@ inline Array<float> forward_parts(const Model& model, const std::vector<Part>& p
     segments.push_back({cache, begin, n, pos, std::max(rope_length, pos + n)});
     begin += n;
   }
-  forward(model.config, model.weights, ops, {tokens, segments, logit_rows, x_rows}, out,
+  forward(model.config, model.weights, ops, {tokens, segments, logit_rows, x_rows, wanted}, out,
           interrupt ? now_and_then(*interrupt) : nullptr);
   return logits;
 }

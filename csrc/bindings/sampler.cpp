@@ -107,6 +107,19 @@ void bind_sampler(py::module_& m) {
       .def_readwrite("min_tokens", &SamplingOptions::min_tokens)
       .def_readwrite("ends", &SamplingOptions::ends);
 
+  py::class_<Wanted>(m, "Wanted")
+      .def(py::init([](int k, double margin, std::vector<int32_t> ids, const AllowedArray& allowed) {
+             check(k >= 0 && margin >= 0, ErrorKind::usage, "Wanted: expected k and margin from 0 on");
+             std::sort(ids.begin(), ids.end());
+             const Sampler::Allowed words = words_of(allowed);
+             return Wanted{k, margin, std::move(ids), {words.begin(), words.end()}};
+           }),
+           py::arg("k"), py::arg("margin") = 0, py::arg("ids") = std::vector<int32_t>(),
+           py::arg("allowed") = py::none())
+      .def_readonly("k", &Wanted::k)
+      .def_readonly("margin", &Wanted::margin)
+      .def_readonly("ids", &Wanted::ids);
+
   py::class_<Sampler>(m, "Sampler")
       .def(py::init(&make_sampler), py::arg("options") = SamplingOptions(), py::arg("seed") = 0,
            py::arg("prompt") = std::vector<int32_t>())
@@ -140,6 +153,10 @@ void bind_sampler(py::module_& m) {
             return found;
           },
           py::arg("logits"), py::arg("n"), py::arg("allowed") = py::none())
+      .def(
+          "wanted",
+          [](Sampler& sampler, const AllowedArray& allowed) { return sampler.wanted(words_of(allowed)); },
+          py::arg("allowed") = py::none())
       .def("append", &Sampler::append, py::arg("token"))
       .def("__copy__", [](const Sampler& sampler) { return Sampler(sampler); });
 

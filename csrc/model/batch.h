@@ -7,6 +7,7 @@
 namespace russet {
 
 class KvCache;
+struct Wanted;
 
 // Consecutive tokens of one sequence. They continue its cache: the first has position cache->n_tokens().
 struct Segment {
@@ -23,6 +24,8 @@ struct Batch {
   // [n_tokens, dim] in the host's memory: what layers before the model's own, computed elsewhere, have made
   // of the tokens; null: there are none.
   const float* x = nullptr;
+  // Of a single row of logits, those its sampler has a use for; null: all. A device may give more.
+  const Wanted* wanted = nullptr;
 
   int n_tokens() const { return int(tokens.size()); }
 };

@@ -10,6 +10,12 @@
 namespace russet {
 namespace {
 
+// From so many on a search for a few logits is not worth it.
+constexpr int kMostWanted = 1024;
+
+// A margin is wider by this than exact arithmetic asks for, since the cut is made in floats.
+constexpr double kRounding = 1e-5;
+
 constexpr float kBanned = -std::numeric_limits<float>::infinity();
 
 // Every thread has one: it is needed while a token is drawn, and as large as a few rows of logits.
@@ -47,110 +53,30 @@ void Sampler::append(int32_t token) {
   history_.append(token);
 }
 
-// What the steps leave of a row.
-Candidates& Sampler::candidates_of(std::span<const float> logits, Allowed allowed) {
-  Candidates& candidates = scratch();
-  candidates.begin(logits);
-  if (!allowed.empty()) candidates.keep_allowed(allowed);
-  ban(candidates);
-  for (const Step step : options_.steps)
-    if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
-  return candidates;
-}
-
-int32_t Sampler::sample(std::span<const float> logits, Allowed allowed) {
-  Candidates& candidates = candidates_of(logits, allowed);
-  if (is_greedy()) return candidates.likeliest();
-  const Candidates::Token drawn = candidates.draw(uniform());
-  mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
-  return drawn.id;
-}
-
-void Sampler::probabilities(std::span<const float> logits, double* p, Allowed allowed) {
-  Candidates& candidates = candidates_of(logits, allowed);
-  if (!is_greedy()) return candidates.probabilities(p);
-  std::fill_n(p, logits.size(), 0.0);
-  p[candidates.likeliest()] = 1;
-}
-
-std::vector<Sampler::Scored> Sampler::best(std::span<const float> logits, int n, Allowed allowed) {
-  Candidates& candidates = scratch();
-  candidates.begin(logits);
-  const double log_total = candidates.log_total();
-  if (!allowed.empty()) candidates.keep_allowed(allowed);
-  ban(candidates);
-  for (const Step step : options_.steps) {
-    if (step == Step::penalties) penalise(candidates, log_total);
-    if (step == Step::dry) penalise_repeats(candidates);
-  }
-  candidates.keep_top_k(n);
-  std::vector<Scored> found;
-  for (const int32_t id : candidates.ids()) {
-    const double score = candidates.logit_of(id) - log_total;
-    if (score > double(kBanned)) found.push_back({id, score, double(logits[size_t(id)]) - log_total});
-  }
-  std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
-  return found;
-}
-
-void Sampler::take(Step step, Candidates& candidates) {
-  const SamplingOptions& o = options_;
-  switch (step) {
-    case Step::penalties:
-      penalise(candidates);
-      break;
-    case Step::dry:
-      penalise_repeats(candidates);
-      break;
-    case Step::temperature:
-      if (o.temperature != 1) candidates.divide(o.temperature);
-      break;
-    case Step::top_n_sigma:
-      if (o.top_n_sigma > 0) candidates.keep_top_n_sigma(o.top_n_sigma);
-      break;
-    case Step::top_k:
-      if (o.top_k > 0) candidates.keep_top_k(o.top_k);
-      break;
-    case Step::top_p:
-      if (o.top_p < 1) candidates.keep_top_p(o.top_p);
-      break;
-    case Step::min_p:
-      if (o.min_p > 0) candidates.keep_min_p(o.min_p);
-      break;
-    case Step::typical_p:
-      if (o.typical_p < 1) candidates.keep_typical(o.typical_p);
-      break;
-    case Step::xtc:
-      if (o.xtc_probability > 0 && uniform() < o.xtc_probability) candidates.exclude_top(o.xtc_threshold);
-      break;
-    case Step::mirostat:
-      if (o.mirostat_tau > 0) candidates.keep_surprise(mu_);
-      break;
-  }
-}
-
-void Sampler::ban(Candidates& candidates) {
+template <typename Logits>
+void Sampler::ban(Logits& logits) {
   for (const auto& [token, bias] : options_.logit_bias)
-    candidates.change(token, [b = bias](float logit) { return logit + b; });
+    logits.change(token, [b = bias](float logit) { return logit + b; });
   for (const auto& [tokens, bias] : options_.sequence_bias)
     if (history_.ends_with({tokens.data(), tokens.size() - 1}))
-      candidates.change(tokens.back(), [b = bias](float logit) { return logit + b; });
+      logits.change(tokens.back(), [b = bias](float logit) { return logit + b; });
   const auto banned = [](float) { return kBanned; };
   if (history_.n_generated() < options_.min_tokens)
-    for (const int32_t end : options_.ends) candidates.change(end, banned);
+    for (const int32_t end : options_.ends) logits.change(end, banned);
   for (const std::vector<int32_t>& word : options_.bad_words)
-    if (history_.ends_with({word.data(), word.size() - 1})) candidates.change(word.back(), banned);
+    if (history_.ends_with({word.data(), word.size() - 1})) logits.change(word.back(), banned);
   if (options_.no_repeat_ngram_size > 0)
     for (const int32_t token : history_.ends_of_known_runs(options_.no_repeat_ngram_size))
-      candidates.change(token, banned);
+      logits.change(token, banned);
 }
 
-void Sampler::penalise(Candidates& candidates, double zero) const {
+template <typename Logits>
+void Sampler::penalise(Logits& logits, double zero) const {
   const float repetition = float(options_.repetition_penalty);
   const double presence = options_.presence_penalty, frequency = options_.frequency_penalty;
   if (repetition == 1 && presence == 0 && frequency == 0) return;
   for (const History::Count& count : history_.counts())
-    candidates.change(count.token, [&](float stored) {
+    logits.change(count.token, [&](float stored) {
       float logit = float(double(stored) - zero);
       logit = logit > 0 ? logit / repetition : logit * repetition;
       double changed = double(logit);
@@ -159,12 +85,13 @@ void Sampler::penalise(Candidates& candidates, double zero) const {
     });
 }
 
-void Sampler::penalise_repeats(Candidates& candidates) {
+template <typename Logits>
+void Sampler::penalise_repeats(Logits& logits) {
   const SamplingOptions& o = options_;
   if (o.dry_multiplier <= 0) return;
   for (const auto& [token, length] : history_.repeats(o.dry_allowed_length, o.dry_window, o.dry_breakers)) {
     const double penalty = o.dry_multiplier * std::pow(o.dry_base, length - o.dry_allowed_length);
-    candidates.change(token, [penalty](float logit) {
+    logits.change(token, [penalty](float logit) {
       return logit == kBanned
                  ? logit
                  : float(std::max(double(logit) - penalty, double(-std::numeric_limits<float>::max())));
@@ -172,8 +99,148 @@ void Sampler::penalise_repeats(Candidates& candidates) {
   }
 }
 
-void sample_rows(std::span<Sampler* const> samplers, const float* logits, int vocab_size, int32_t* tokens,
-                 int n_threads) {
+void sample_rows(
+    std::span<S  // What the steps leave of a row.
+              Candidates &
+              Sampler::candidates_of(std::span<const float> logits, Allowed allowed) {
+                Candidates& candidates = scratch();
+                candidates.begin(logits);
+                if (!allowed.empty()) candidates.keep_allowed(allowed);
+                ban(candidates);
+                for (const Step step : options_.steps)
+                  if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
+                return candidates;
+              }
+
+              int32_t Sampler::sample(std::span<const float> logits, Allowed allowed) {
+                Candidates& candidates = candidates_of(logits, allowed);
+                if (is_greedy()) return candidates.likeliest();
+                const Candidates::Token drawn = candidates.draw(uniform());
+                mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
+                return drawn.id;
+              }
+
+              void Sampler::probabilities(std::span<const float> logits, double* p, Allowed allowed) {
+                Candidates& candidates = candidates_of(logits, allowed);
+                if (!is_greedy()) return candidates.probabilities(p);
+                std::fill_n(p, logits.size(), 0.0);
+                p[candidates.likeliest()] = 1;
+              }
+
+              std::vector<Sampler::Scored>
+                  Sampler::best(std::span<const float> logits, int n, Allowed allowed) {
+                    Candidates& candidates = scratch();
+                    candidates.begin(logits);
+                    const double log_total = candidates.log_total();
+                    if (!allowed.empty()) candidates.keep_allowed(allowed);
+                    ban(candidates);
+                    for (const Step step : options_.steps) {
+                      if (step == Step::penalties) penalise(candidates, log_total);
+                      if (step == Step::dry) penalise_repeats(candidates);
+                    }
+                    candidates.keep_top_k(n);
+                    std::vector<Scored> found;
+                    for (const int32_t id : candidates.ids()) {
+                      const double score = candidates.logit_of(id) - log_total;
+                      if (score > double(kBanned))
+                        found.push_back({id, score, double(logits[size_t(id)]) - log_total});
+                    }
+                    std::stable_sort(found.begin(), found.end(),
+                                     [](auto& a, auto& b) { return a.score > b.score; });
+                    return found;
+                  }
+
+              Wanted Sampler::wanted(Allowed allowed) {
+                const SamplingOptions& o = options_;
+                Wanted wanted{is_greedy() ? 1 : 0, 0, {}, {}};
+                double temperature = 1;
+                for (size_t i = 0; i < o.steps.size() && !is_greedy(); ++i) {
+                  const Step step = o.steps[i];
+                  if (step == Step::temperature) temperature = o.temperature;
+                  if (step == Step::top_k && o.top_k > 0) {
+                    wanted.k = o.top_k;
+                    break;
+                  }
+                  if (step == Step::min_p && o.min_p > 0) {
+                    wanted.k = 1;
+                    wanted.margin =
+                        std::max(0.0, -temperature * std::log(o.min_p)) * (1 + kRounding) + kRounding;
+                    break;
+                  }
+                  if ((step == Step::top_n_sigma && o.top_n_sigma > 0) ||
+                      (step == Step::top_p && o.top_p < 1) || (step == Step::typical_p && o.typical_p < 1) ||
+                      (step == Step::xtc && o.xtc_probability > 0) ||
+                      (step == Step::mirostat && o.mirostat_tau > 0))
+                    return {};
+                }
+                if (wanted.k == 0) return {};
+                // Changed logits are needed as they are. Each may have stood among the largest, and have
+                // left.
+                wanted.ids = changed();
+                if (wanted.k > kMostWanted || wanted.ids.size() > kMostWanted) return {};
+                wanted.k += int(wanted.ids.size());
+                wanted.allowed.assign(allowed.begin(), allowed.end());
+                return wanted;
+              }
+
+              // Tokens whose logits are not the model's when the first cut comes, ascending.
+              std::vector<int32_t>
+                  Sampler::changed() {
+                    struct {
+                      std::vector<int32_t> ids;
+                      void change(int32_t token, const auto&) { ids.push_back(token); }
+                    } tokens;
+                    ban(tokens);
+                    for (const Step step : options_.steps) {
+                      if (step == Step::penalties) penalise(tokens);
+                      if (step == Step::dry) penalise_repeats(tokens);
+                    }
+                    std::vector<int32_t>& ids = tokens.ids;
+                    std::sort(ids.begin(), ids.end());
+                    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+                    return ids;
+                  }
+
+              void Sampler::take(Step step, Candidates& candidates) {
+                const SamplingOptions& o = options_;
+                switch (step) {
+                  case Step::penalties:
+                    penalise(candidates);
+                    break;
+                  case Step::dry:
+                    penalise_repeats(candidates);
+                    break;
+                  case Step::temperature:
+                    if (o.temperature != 1) candidates.divide(o.temperature);
+                    break;
+                  case Step::top_n_sigma:
+                    if (o.top_n_sigma > 0) candidates.keep_top_n_sigma(o.top_n_sigma);
+                    break;
+                  case Step::top_k:
+                    if (o.top_k > 0) candidates.keep_top_k(o.top_k);
+                    break;
+                  case Step::top_p:
+                    if (o.top_p < 1) candidates.keep_top_p(o.top_p);
+                    break;
+                  case Step::min_p:
+                    if (o.min_p > 0) candidates.keep_min_p(o.min_p);
+                    break;
+                  case Step::typical_p:
+                    if (o.typical_p < 1) candidates.keep_typical(o.typical_p);
+                    break;
+                  case Step::xtc:
+                    if (o.xtc_probability > 0 && uniform() < o.xtc_probability)
+                      candidates.exclude_top(o.xtc_threshold);
+                    break;
+                  case Step::mirostat:
+                    if (o.mirostat_tau > 0) candidates.keep_surprise(mu_);
+                    break;
+                }
+              }
+
+              ampler* const>
+        samplers,
+    const float* logits, int vocab_size, int32_t* tokens, int n_threads) {
   parallel(n_threads, [&](Share share) {
     const auto [begin, end] = share.of(int(samplers.size()));
     for (int row = begin; row < end; ++row) {

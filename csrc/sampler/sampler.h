@@ -14,19 +14,19 @@
 //   top_k        the k likeliest
 //   top_p        the fewest that together reach probability p (Holtzman et al., arXiv 1904.09751)
 //   min_p        those at least p times as likely as the likeliest (Nguyen et al., arXiv 2407.01082)
-//   typical_p    the fewest that reach p, those first whose surprise is nearest to the expected one (Meister
-//   et
-//                al., arXiv 2202.00666)
-//   xtc          with some probability all above a threshold but the least likely of them leave, as in
-//   llama.cpp mirostat     those that surprise by at most mu bits; mu then moves so that the surprise of what
-//   is drawn
-//                nears tau (version 2 of Basu et al., arXiv 2007.14966)
+//   typical_p    the fewest that reach p, those first whose surprise is nearest to the expected one
+//                (Meister et al., arXiv 2202.00666)
+//   xtc          with some probability all above a threshold but the least likely of them leave, as
+//                llama.cpp has it
+//   mirostat     those that surprise by at most mu bits; mu then moves so that the surprise of what is
+//                drawn nears tau (version 2 of Basu et al., arXiv 2007.14966)
 #pragma once
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "model/wanted.h"
 #include "sampler/candidates.h"
 #include "sampler/history.h"
 
@@ -97,14 +97,23 @@ class Sampler {
   };
   std::vector<Scored> best(std::span<const float> logits, int n, Allowed allowed = {});
 
+  // Which logits the next sample() has a use for: with minus infinity in place of all others it draws the
+  // same. All of them, where its first cut is not top_k or min_p: what others keep is up to every logit.
+  Wanted wanted(Allowed allowed = {});
+
   void append(int32_t token);  // one that was generated
 
  private:
   Candidates& candidates_of(std::span<const float> logits, Allowed allowed);
   void take(Step step, Candidates& candidates);
-  void ban(Candidates& candidates);
-  void penalise(Candidates& candidates, double zero = 0) const;  // zero: the logit that counts as 0
-  void penalise_repeats(Candidates& candidates);
+  std::vector<int32_t> changed();
+  // Logits: Candidates, or what only looks at which tokens they change.
+  template <typename Logits>
+  void ban(Logits& logits);
+  template <typename Logits>
+  void penalise(Logits& logits, double zero = 0) const;  // zero: the logit that counts as 0
+  template <typename Logits>
+  void penalise_repeats(Logits& logits);
   bool is_greedy() const { return options_.temperature <= 0; }
   double uniform();  // in [0, 1)
 

@@ -1,9 +1,13 @@
 #include "weights/packed.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
+#include "core/buffer.h"
 #include "core/parallel.h"
+#include "kernels/merge/merge.h"
 
 namespace russet {
 
@@ -26,18 +30,28 @@ static size_t scales_bytes(const Packed& p) {
   return aligned(size_t(p.n_bands()) * p.band_scales() * size_of(p.dtype));
 }
 
-size_t packed_bytes(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric) {
+static size_t radii_bytes(const Packed& p) {
+  return size_t(p.n_bands()) * (kSlices - 1) * kBandRows * sizeof(float);
+}
+
+size_t packed_bytes(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric,
+                    bool sliced) {
   const Packed p = shape_of(n_rows, n_cols, bits, group_size, dtype);
-  return codes_bytes(p) + (symmetric ? 1 : 2) * scales_bytes(p);
+  return codes_bytes(p) + (symmetric ? 1 : 2) * scales_bytes(p) + (sliced ? radii_bytes(p) : 0);
 }
 
 Packed packed_at(const void* memory, int n_rows, int n_cols, int bits, int group_size, DType dtype,
-                 bool symmetric) {
+                 bool symmetric, bool sliced) {
   Packed p = shape_of(n_rows, n_cols, bits, group_size, dtype);
   const auto* bytes = static_cast<const uint8_t*>(memory);
   p.codes = bytes;
-  p.scales = bytes + codes_bytes(p);
-  if (!symmetric) p.biases = bytes + codes_bytes(p) + scales_bytes(p);
+  p.scales = bytes += codes_bytes(p);
+  if (!symmetric) p.biases = bytes += scales_bytes(p);
+  if (sliced) {
+    p.radii = static_cast<const float*>(static_cast<const void*>(bytes + scales_bytes(p)));
+    p.middle = p.codes + size_t(p.n_bands()) * p.slice_bytes(0);
+    p.low = p.middle + size_t(p.n_bands()) * p.slice_bytes(1);
+  }
   return p;
 }
 
@@ -93,22 +107,84 @@ static void pack_groups(const Affine& a, const void* of_groups, int first_row, v
     }
 }
 
-Packed pack(const Affine& a, bool symmetric, void* memory, int n_threads) {
-  const Packed p = packed_at(memory, a.n_rows, a.n_cols, a.bits, a.group_size, a.dtype, symmetric);
+// ---- slices ----
+
+// Writes a band's tiles to where its slices are.
+static void slice(const Packed& p, int b, const std::vector<uint8_t>& tiles) {
+  uint8_t* slices[kSlices];
+  for (int i = 0; i < kSlices; ++i)
+    std::fill_n(slices[i] = const_cast<uint8_t*>(p.slice(i, b)), p.slice_bytes(i), uint8_t(0));
+  for (size_t tile = 0; tile < tiles.size() / 64; ++tile)
+    for (size_t i = 0; i < 64; ++i) {
+      const int q = tiles[tile * 64 + i] ^ 0x80, quarter = int(tile % 4) * 2;
+      slices[0][tile / 2 * 64 + i] |= uint8_t(q >> 4 << (tile % 2 * 4));
+      slices[1][tile / 4 * 64 + i] |= uint8_t((q >> 2 & 3) << quarter);
+      slices[2][tile / 4 * 64 + i] |= uint8_t((q & 3) << quarter);
+    }
+}
+
+// How far the first slices of a band can be off, for each row of its tiles.
+static void measure_radii(const Packed& p, int b, const std::vector<uint8_t>& tiles) {
+  with_type(p.dtype, [&]<typename T>(const T*) {
+    const T* scales = static_cast<const T*>(p.band_of(p.scales, b));
+    const T* biases = p.biases ? static_cast<const T*>(p.band_of(p.biases, b)) : nullptr;
+    for (int r = 0; r < kBandRows; ++r) {
+      double off[kSlices - 1] = {}, codes = 0, zeros = 0;  // squares, summed
+      for (int g = 0; g < p.n_groups(); ++g) {
+        const double scale = float_at(scales + g * kBandRows + r);
+        const double zero = biases ? p.center() * scale + float_at(biases + g * kBandRows + r) : 0;
+        int64_t of_high = 0, of_middle = 0, of_codes = 0;
+        for (int c = g * p.group_size; c < (g + 1) * p.group_size; ++c) {
+          const int q = tiles[size_t(c / 4) * 64 + size_t(4 * r + c % 4)] ^ 0x80;
+          of_high += (q % 16 - 8) * (q % 16 - 8);
+          of_middle += (q % 4 - 2) * (q % 4 - 2);
+          of_codes += (q - 128) * (q - 128);
+        }
+        off[0] += scale * scale * double(of_high);
+        off[1] += scale * scale * double(of_middle);
+        codes += scale * scale * double(of_codes);
+        zeros += zero * zero * p.group_size;
+      }
+      const double rounding = (4.0 * p.n_groups() + 16) * 0x1p-24;  // two sums, two steps for each group
+      for (int n = 1; n < kSlices; ++n) {
+        const double radius = std::sqrt(off[n - 1]);
+        const_cast<float*>(p.radii_of(b, n))[r] =
+            float((radius + rounding * (radius + std::sqrt(codes) + std::sqrt(zeros))) * (1 + 1e-6));
+      }
+    }
+  });
+}
+
+Packed pack(const Affine& a, bool symmetric, void* memory, int n_threads, bool sliced) {
+  const Packed p = packed_at(memory, a.n_rows, a.n_cols, a.bits, a.group_size, a.dtype, symmetric, sliced);
   parallel(n_threads, [&](Share share) {
     const auto [begin, end] = share.of(p.n_bands());
+    std::vector<uint8_t> tiles(sliced ? p.band_bytes() : 0);
     for (int b = begin; b < end; ++b) {
-      pack_codes(a, b * kBandRows, const_cast<uint8_t*>(p.band(b)));
+      pack_codes(a, b * kBandRows, sliced ? tiles.data() : const_cast<uint8_t*>(p.band(b)));
       pack_groups(a, a.scales, b * kBandRows, const_cast<void*>(p.band_of(p.scales, b)));
       if (p.biases) pack_groups(a, a.biases, b * kBandRows, const_cast<void*>(p.band_of(p.biases, b)));
+      if (!sliced) continue;
+      slice(p, b, tiles);
+      measure_radii(p, b, tiles);
     }
   });
   return p;
 }
 
+// Tiles of a band: itself, or what its slices are merged to.
+static const uint8_t* tiles_of(const Packed& w, int b) {
+  if (!w.sliced()) return w.band(b);
+  static thread_local Buffer tiles;
+  tiles.reserve(w.band_bytes());
+  auto* bytes = static_cast<uint8_t*>(static_cast<void*>(tiles.bytes()));
+  merge({{w.slice(0, b), w.slice(1, b), w.slice(2, b)}, w.n_cols, bytes});
+  return bytes;
+}
+
 void unpack_row(const Packed& w, int row, float* y) {
   const int b = row / kBandRows, r = row % kBandRows;
-  const uint8_t* band = w.band(b);
+  const uint8_t* band = tiles_of(w, b);
   with_type(w.dtype, [&]<typename T>(const T*) {
     const T* scales = static_cast<const T*>(w.band_of(w.scales, b)) + r;
     const T* biases = w.biases ? static_cast<const T*>(w.band_of(w.biases, b)) + r : nullptr;
@@ -129,7 +205,7 @@ void unpack_row(const Packed& w, int row, float* y) {
 }
 
 void unpack_band(const Packed& w, int b, float* y) {
-  const uint8_t* codes = w.band(b);
+  const uint8_t* codes = tiles_of(w, b);
   const int n_rows = w.n_rows - b * kBandRows < kBandRows ? w.n_rows - b * kBandRows : kBandRows;
   const size_t n_cols = size_t(w.n_cols);
   with_type(w.dtype, [&]<typename T>(const T*) {

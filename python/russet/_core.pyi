@@ -84,7 +84,9 @@ class PackedMatrix:
         bits: int,
         group_size: int,
         n_threads: int = 1,
+        sliced: bool = False,
     ) -> None: ...
+    sliced: bool  # as a head is that is screened: csrc/weights/packed.h
     blas_tokens: int  # from so many tokens on it goes through BLAS, as floats; 0: never
     def measure_crossover(self, n_threads: int) -> int:
         """blas_tokens as they are best on this machine."""
@@ -100,6 +102,7 @@ class PackedMatrix:
         group_size: int,
         dtype: str,
         symmetric: bool,
+        sliced: bool = False,
     ) -> PackedMatrix:
         """One that lies in memory, uint8, as it lay in its arena."""
     def row(self, row: int) -> _Array: ...
@@ -150,14 +153,21 @@ class Cpu:
     n_threads: int
     n_prefill_threads: int
     def __init__(
-        self, config: Config, n_threads: int, n_prefill_threads: int = 0, attention: str = "exact"
+        self,
+        config: Config,
+        n_threads: int,
+        n_prefill_threads: int = 0,
+        attention: str = "exact",
+        head_trust: float = 1,
     ) -> None: ...
+    screened: tuple[int, int, int]  # tokens that the head was screened for, bytes of it read, rows computed exactly
     def forward(
         self,
         model: Model,
         parts: Sequence[tuple[KvCache, Sequence[int], int, bool]],
         x: _Array | None = None,
         interrupt: Callable[[], None] | None = None,
+        wanted: Wanted | None = None,
     ) -> _Array: ...
     def norm_linear(
         self, norm_w: _Array | None, norm_bias: _Array | None, w: _Matrix | PackedMatrix, x: _Array
@@ -239,6 +249,14 @@ class SamplingOptions:
     min_tokens: int
     ends: Sequence[int]
 
+class Wanted:
+    """Which logits of a token a sampler has a use for: csrc/model/wanted.h. k of 0: all of them."""
+
+    k: int
+    margin: float
+    ids: list[int]
+    def __init__(self, k: int, margin: float = 0, ids: Sequence[int] = ..., allowed: _Array | None = None) -> None: ...
+
 class Sampler:
     def __init__(self, options: SamplingOptions = ..., seed: int = 0, prompt: Sequence[int] = ...) -> None: ...
     def sample(self, logits: _Array, allowed: _Array | None = None) -> int:
@@ -246,6 +264,8 @@ class Sampler:
 
         allowed: a bit for each token that may come, in uint32 words of 32 tokens, lowest bit first; by default all may
         """
+    def wanted(self, allowed: _Array | None = None) -> Wanted:
+        """Which logits sample() has a use for: with minus infinity in place of all others it draws the same."""
     def probabilities(self, logits: _Array, allowed: _Array | None = None) -> _Array:
         """What sample() would draw from: float64 [vocab_size]."""
     def best(self, logits: _Array, n: int, allowed: _Array | None = None) -> list[tuple[int, float, float]]:
@@ -272,7 +292,11 @@ class kernels:
 def rope_tables(config: Config, pos: int, n_tokens: int, rope_length: int = 0) -> list[tuple[_Array, _Array]]:
     """Of every rope, cosines and sines f32 [n_tokens, rotary_dim / 2] of the positions from pos on."""
 
-def packed_bytes(n_rows: int, n_cols: int, bits: int, group_size: int, dtype: str, symmetric: bool) -> int:
+MAX_SLICED_COLS: int  # of a matrix that is sliced
+
+def packed_bytes(
+    n_rows: int, n_cols: int, bits: int, group_size: int, dtype: str, symmetric: bool, sliced: bool = False
+) -> int:
     """What a PackedMatrix of this shape takes of an arena."""
 
 def to_affine(

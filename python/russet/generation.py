@@ -157,9 +157,14 @@ class Conversation:
         self._ahead: deque[tuple[int, np.ndarray[Any, Any]]] = deque()  # drafted tokens, and the logits after each
 
     def append(
-        self, tokens: Sequence[int], *, all_logits: bool = False, progress: Progress = lambda done, total: None
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        wanted: _core.Wanted | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> np.ndarray[Any, Any]:
-        """Logits of the last token, or of all."""
+        """Logits of the last token, or of all. wanted: see Session.forward."""
         if not all_logits and self._ahead and [token for token, _ in self._ahead] == list(tokens):
             return [self.append_foreseen() for _ in tokens][-1]
         self._forget_draft()
@@ -175,7 +180,9 @@ class Conversation:
             self.interrupt()
             chunk = tokens[begin : begin + CHUNK_TOKENS]
             rows.append(
-                self.session.forward(chunk, all_logits=all_logits, text_length=length, interrupt=self.interrupt)
+                self.session.forward(
+                    chunk, all_logits=all_logits, text_length=length, interrupt=self.interrupt, wanted=wanted
+                )
             )
             self.tokens.extend(chunk)
             if self._has_windows and len(self.tokens) < length:
@@ -320,14 +327,16 @@ def generate(
     def after(tokens: Sequence[int], progress: Progress = lambda done, total: None, *, n_left: int) -> int | None:
         """Append the text's last tokens; the one chosen to follow them, first of n_left. None: a limit is reached."""
         nonlocal logprobs, over
+        allowed = grammar.allowed() if grammar else None
         try:
             limits.check()
             logits = speculation.append(text, sampler, n_left) if speculation and len(tokens) == 1 else None
             if logits is None:
                 if greedy and len(tokens) == 1:
                     return conversation.append_greedy(tokens[0], is_last=n_left <= 1)
-                logits = conversation.append(tokens, progress=progress)
-            token = sampler.sample(logits, grammar.allowed() if grammar else None)
+                wanted = None if options.logprobs else sampler.wanted(allowed)
+                logits = conversation.append(tokens, wanted=wanted, progress=progress)
+            token = sampler.sample(logits, allowed)
             if options.logprobs:
                 logprobs = _core.logprobs(logits, token, options.top_logprobs)
             return token

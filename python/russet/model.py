@@ -86,6 +86,7 @@ def load(
     kv_budget: float = 1.0,
     kv_window: int | None = None,
     attention: str = "exact",
+    head: str = "auto",
     gpu_layers: int | None = None,
     overlap_prefill: bool = False,
     threads: int | None = None,
@@ -116,6 +117,9 @@ def load(
     attention: "exact", or on the CPU products in 8 bits: "sage" (arXiv 2410.02367) or "int8" (arXiv 2409.16997).
         Like kv_budget, kv_window and an int8 cache it loses something: docs/cache.md says what, and `russet perplexity
         --against` measures it.
+    head: on the CPU, of quantize="int8": "screened" reads only as much of the head as shows which tokens are likeliest,
+        and draws the same ones; "likely" reads less, and could miss one token in 1e9; "whole" reads all. By default
+        "screened", on x86 (docs/sampling.md)
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
         the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
         part of the context; by default the context is as long as fits there too.
@@ -164,7 +168,8 @@ def load(
     if device is not None:
         name = "mlx" if isinstance(device, probe.Mlx) else "metal"
         KvDtype.of_device(kv_dtype, chosen_dtype(dtype, parts.weights), name, int8=name == "metal")
-        _refuse_lossy(name, kv_budget=(kv_budget, 1.0), kv_window=(kv_window, None), attention=(attention, "exact"))
+        of_the_cpu = {"kv_budget": (kv_budget, 1.0), "kv_window": (kv_window, None), "attention": (attention, "exact")}
+        _refuse_on_device(name, **of_the_cpu, head=(head, "auto"))
     elif kv_window is not None:
         parts = replace(parts, config=with_window(parts.config, kv_window))
     on: Backend
@@ -188,6 +193,7 @@ def load(
             kv_dtype=kv_dtype,
             kv_budget=kv_budget,
             attention=attention,
+            head=head,
             cache_bytes=parts.cache_bytes,
         )
     elif isinstance(device, probe.Mlx):
@@ -353,7 +359,7 @@ def _open_device(
     return open_device(simulated=backend == "metal-sim")
 
 
-def _refuse_lossy(backend: str, **options: tuple[object, object]) -> None:
+def _refuse_on_device(backend: str, **options: tuple[object, object]) -> None:
     """options: name -> what is asked for, and what leaves it off. Raises UsageError where one is not off."""
     for name, (said, off) in options.items():
         if said != off:
@@ -867,6 +873,21 @@ class Model:
             "n_misses": texts.n_misses,
             "n_tokens_reused": texts.n_tokens_reused,
         }
+
+    def head_info(self) -> dict[str, int]:
+        """How much of the head was read for the tokens so far for which it was screened.
+
+        tokens: how many
+        bytes, rows: read, and rows computed exactly, for all of these
+        whole_bytes, whole_rows: what the whole head would have been
+
+        Raises BackendError where the head is not screened.
+        """
+        from russet.backends.cpu import CpuBackend
+
+        if not isinstance(self.backend, CpuBackend):
+            raise BackendError(f"head_info: only the CPU screens a head, not {self.backend.name}")
+        return self.backend.head_info()
 
     def save_cache(self, path: str | os.PathLike[str], prompt: Prompt | None = None) -> None:
         """Write the texts that are kept to a file, with their keys and values, for load_cache() of another process.

@@ -29,11 +29,11 @@ from russet.errors import CheckpointError, WeightsError
 from russet.quantization import Quantization
 from russet.whole_file import whole_file
 
-LAYOUT = 1  #: of csrc/weights/packed.h; goes up whenever the same bytes would mean something else
+LAYOUT = 2  #: of csrc/weights/packed.h; goes up whenever the same bytes would mean something else
 
 _ALIGNMENT = 4096
 _MAX_HEADER_BYTES = 100_000_000
-_FIELDS = ("offset", "n_rows", "n_cols", "bits", "group_size", "dtype", "symmetric")
+_FIELDS = ("offset", "n_rows", "n_cols", "bits", "group_size", "dtype", "symmetric", "sliced")
 _log = logging.getLogger("russet")
 
 

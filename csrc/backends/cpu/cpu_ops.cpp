@@ -10,6 +10,7 @@
 #include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
+#include "kernels/merge/merge.h"
 #include "kernels/qmatmul/crossover.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rope/rope.h"
@@ -37,11 +38,13 @@ static int checked(int n_threads) {
   return n_threads;
 }
 
-CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads, AttentionKind attention)
+CpuOps::CpuOps(const Config& config, int n_threads, int n_prefill_threads, AttentionKind attention,
+               double head_trust)
     : config_(config),
       n_decode_threads_(checked(n_threads)),
       n_prefill_threads_(checked(n_prefill_threads)),
       attend_(attention_of(attention)),
+      head_trust_(head_trust),
       rooms_(size_t(n_decode_threads_)) {}
 
 static size_t q_dim(const Config& c) {
@@ -53,6 +56,11 @@ static size_t kv_dim(const Config& c) {
 static int widest_input(const Config& c) {
   return std::max({c.dim, int(q_dim(c)), c.ffn_dim});
 }
+
+// Bands of a sliced matrix that are merged at once.
+static constexpr int kMergedBands = 4;
+static_assert(kQmatmulScratchBytes + size_t(kMergedBands * kBandRows) * kMaxSlicedCols <=
+              kMatmulScratchFloats * sizeof(float));
 
 // Each thread's scratch: what the products need for themselves, then a block of results.
 static_assert(kQmatmulScratchBytes <= kMatmulScratchFloats * sizeof(float) &&
@@ -130,11 +138,31 @@ Input CpuOps::input_once(const NormWeights& n, const float* x, int n_tokens, con
 
 // ---- products ----
 
+// A sliced matrix: a few bands at a time are made tiles of, which are still in the cache when they are read.
+static void sliced_rows(const Packed& w, const QuantizedX& x, int n_tokens, float* y, size_t y_stride,
+                        uint8_t* scratch) {
+  uint8_t* tiles = scratch + kQmatmulScratchBytes;
+  for (int b = 0; b < w.n_bands(); b += kMergedBands) {
+    const int begin = b * kBandRows, end = std::min(w.n_rows, begin + kMergedBands * kBandRows);
+    Packed part = w.rows(begin, end);
+    for (int i = 0; i < part.n_bands(); ++i)
+      merge({{part.slice(0, i), part.slice(1, i), part.slice(2, i)},
+             w.n_cols,
+             tiles + size_t(i) * w.band_bytes()});
+    part.codes = tiles;
+    part.radii = nullptr;
+    qmatmul({part, x, y + begin, n_tokens, y_stride, scratch});
+  }
+}
+
 // y[t * y_stride + r - begin] = linear(x[t])[r] for r in [begin, end)
 static void linear_rows(const Linear& linear, int begin, int end, const Input& in, int n_tokens, float* y,
                         size_t y_stride, float* scratch) {
   if (const Packed& w = linear.w.packed; w && w.blas_tokens > 0 && n_tokens >= w.blas_tokens) {
     unpacked_matmul(w.rows(begin, end), in.x, y, n_tokens, y_stride, scratch);
+  } else if (w.sliced()) {
+    sliced_rows(w.rows(begin, end), in.in_groups_of(w.group_size), n_tokens, y, y_stride,
+                reinterpret_cast<uint8_t*>(scratch));
   } else if (w) {
     qmatmul({w.rows(begin, end), in.in_groups_of(w.group_size), y, n_tokens, y_stride,
              reinterpret_cast<uint8_t*>(scratch)});
@@ -248,10 +276,26 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
   const Input in = shared_room_.input(n, rows, n_rows, forms);
   shared_room_.prepare(config_, n, rows, 0, n_rows, forms, in);
   const float scale = config_.logits_scale, softcap = config_.logits_softcap;
+  // A softcap can make logits equal that are far apart: all are needed to tell which comes first.
+  const bool screens = batch.wanted && *batch.wanted && n_rows == 1 && head.w.packed.sliced() && !head.bias &&
+                       scale > 0 && softcap == 0;
+  Wanted wanted;
+  if (screens) {
+    wanted = *batch.wanted;
+    wanted.margin /= double(scale);
+    ++screened_.tokens;
+  }
   parallel(n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(head.n_outputs(), kRowStep);
     if (begin == end) return;
-    linear_rows(head, begin, end, in, n_rows, logits + begin, vocab_size, matmul_scratch(share));
+    if (screens) {
+      const Packed& w = head.w.packed;
+      screen({w.rows(begin, end), begin, in.in_groups_of(w.group_size), wanted, head_trust_, logits + begin,
+              reinterpret_cast<int32_t*>(matmul_scratch(share))},
+             screened_);
+    } else {
+      linear_rows(head, begin, end, in, n_rows, logits + begin, vocab_size, matmul_scratch(share));
+    }
     if (scale == 1 && softcap == 0) return;
     for (size_t i = 0; i < size_t(n_rows); ++i)
       for (float* l = logits + i * vocab_size + size_t(begin); l != logits + i * vocab_size + size_t(end);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "backends/cpu/input.h"
+#include "backends/cpu/screen.h"
 #include "backends/ops.h"
 #include "core/buffer.h"
 #include "core/parallel.h"
@@ -16,8 +17,9 @@ class CpuOps : public Ops {
  public:
   // Few tokens, as in decode, are bound by memory, many by arithmetic: each has a number of threads of its
   // own.
+  // head_trust: how far the bounds of a screened head are believed, see ScreenArgs; 1 is exact.
   CpuOps(const Config& config, int n_threads, int n_prefill_threads,
-         AttentionKind attention = AttentionKind::exact);
+         AttentionKind attention = AttentionKind::exact, double head_trust = 1);
 
   Activations activations(int n_tokens) override;
   void embed(const Batch& batch, const Matrix& table, float scale, const View& positions, float* x) override;
@@ -33,6 +35,7 @@ class CpuOps : public Ops {
   void norm_logits(const Batch& batch, const NormWeights& norm, const Linear& head, const float* x,
                    float* logits) override;
 
+  const ScreenCounts& screened() const { return screened_; }
   int n_decode_threads() const { return n_decode_threads_; }
   int n_prefill_threads() const { return n_prefill_threads_; }
 
@@ -49,6 +52,7 @@ class CpuOps : public Ops {
   const Config& config_;
   const int n_decode_threads_, n_prefill_threads_;
   AttentionFn& attend_;
+  const double head_trust_;
   int n_threads_ = 1;  // of the two, what the running operation takes
   int capacity_ = 0;   // tokens the buffers have room for
   Buffer activations_, whole_, scratch_;
@@ -57,6 +61,7 @@ class CpuOps : public Ops {
   InputRoom shared_room_;         // for many tokens: each is prepared once
   std::vector<InputRoom> rooms_;  // for few, one per thread: each thread prepares them for itself
   Places places_;
+  ScreenCounts screened_;
 };
 
 }  // namespace russet

@@ -46,6 +46,8 @@ static double seconds(int n_threads, const Work& work) {
 int measure_crossover(const Packed& w, int n_threads) {
   if (size_t(w.n_cols) > kUnpackedFloats / kBandRows) return 0;
   const Packed part = w.rows(0, std::min(w.n_rows, kMostRows));
+  Packed tiles = part;  // slices are merged to tiles before; here they are taken for them, just as fast
+  tiles.radii = nullptr;
   const size_t n = size_t(kMostTokens) * size_t(w.n_cols), n_groups = n / size_t(w.group_size);
   std::vector<float> x(n), scales(n_groups);
   std::vector<int8_t> codes(n);
@@ -64,7 +66,7 @@ int measure_crossover(const Packed& w, int n_threads) {
     quantize({x.data(), codes.data(), scales.data(), sums.data(), n_tokens, w.n_cols, w.group_size});
     const double int8 = seconds(n_threads, [&](Share share) {
       float* scratch = scratch_of(share);
-      qmatmul({part,
+      qmatmul({tiles,
                {codes.data(), scales.data(), sums.data()},
                scratch + kUnpackedFloats,
                n_tokens,

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from russet import _core
+
 #: Called now and then while a device computes, where it can leave off: the CPU between layers, a GPU not at all.
 Interrupt = Callable[[], None]
 
@@ -28,12 +30,14 @@ class Session(Protocol):
         all_logits: bool = False,
         text_length: int = 0,
         interrupt: Interrupt | None = None,
+        wanted: _core.Wanted | None = None,
     ) -> np.ndarray[Any, Any]:
         """Append tokens; return logits [1, vocab_size] f32 of the last one, or [n_tokens, vocab_size] of all.
 
         `text_length` is the length of the whole text these tokens are part of, where it is already known: some ropes
-        choose their frequencies by it. Raises ContextFull when the cache has fewer free places than len(tokens),
-        UsageError on an id out of range, and what `interrupt` raises; the session then holds the tokens it held.
+        choose their frequencies by it. `wanted` says which logits of the last token matter: in place of others there
+        may be minus infinity. Raises ContextFull when the cache has fewer free places than len(tokens), UsageError on
+        an id out of range, and what `interrupt` raises; the session then holds the tokens it held.
         """
         ...
 

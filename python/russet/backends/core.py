@@ -22,6 +22,8 @@ Part = tuple[_core.KvCache, list[int], int, bool]
 #: A weight as the core takes it: floats and their type, or affine groups as the CPU or a GPU reads them.
 InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix | _core.AffineMatrix
 
+#: What choosing the likeliest token has a use for.
+LIKELIEST = _core.Wanted(1)
 
 _Result = TypeVar("_Result")
 
@@ -39,8 +41,10 @@ class CoreBackend(ABC):
     def session(self, n_ctx: int) -> CoreSession: ...
 
     @abstractmethod
-    def run(self, parts: list[Part], *, interrupt: Interrupt | None = None) -> np.ndarray[Any, Any]:
-        """One pass over a ragged batch; logits of every token that wants them."""
+    def run(
+        self, parts: list[Part], *, interrupt: Interrupt | None = None, wanted: _core.Wanted | None = None
+    ) -> np.ndarray[Any, Any]:
+        """One pass over a ragged batch; logits of every token that wants them. wanted: see Session.forward."""
 
     def when_full(self, give_back: Callable[[], bool]) -> None:
         self._give_back = give_back
@@ -56,7 +60,7 @@ class CoreBackend(ABC):
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:
         """Append a token; the likeliest one after it."""
-        return _core.Sampler().sample(self.run([(cache, [token], 0, False)]))
+        return _core.Sampler().sample(self.run([(cache, [token], 0, False)], wanted=LIKELIEST))
 
     def forward(self, parts: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray[Any, Any]:
         """One ragged batch; see Backend.forward."""
@@ -87,8 +91,10 @@ class CoreSession:
         all_logits: bool = False,
         text_length: int = 0,
         interrupt: Interrupt | None = None,
+        wanted: _core.Wanted | None = None,
     ) -> np.ndarray[Any, Any]:
-        return self.backend.run([(self.cache, list(tokens), text_length, all_logits)], interrupt=interrupt)
+        part = (self.cache, list(tokens), text_length, all_logits)
+        return self.backend.run([part], interrupt=interrupt, wanted=wanted)
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
         return self.backend.append_greedy(self.cache, token)

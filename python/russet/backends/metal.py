@@ -86,7 +86,9 @@ class MetalBackend(CoreBackend):
     def session(self, n_ctx: int) -> CoreSession:
         return CoreSession(self, _core.MetalCache(self._metal, n_ctx))
 
-    def run(self, parts: list[Part], *, interrupt: Interrupt | None = None) -> _Array:
+    def run(
+        self, parts: list[Part], *, interrupt: Interrupt | None = None, wanted: _core.Wanted | None = None
+    ) -> _Array:
         return self.with_room(lambda: self._metal.forward(parts))
 
     def append_greedy(self, cache: _core.KvCache, token: int) -> int:

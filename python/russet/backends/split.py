@@ -10,7 +10,7 @@ import numpy as np
 
 from russet import _core
 from russet.backends import Interrupt, Session
-from russet.backends.core import CoreSession
+from russet.backends.core import LIKELIEST, CoreSession
 from russet.backends.cpu import CpuBackend
 from russet.backends.mlx.backend import MlxBackend, MlxSession
 from russet.backends.part import part_of
@@ -87,15 +87,17 @@ class SplitBackend:
             split_parts.append((session, list(tokens), 0, False))
         return self.run(split_parts)
 
-    def run(self, parts: list[_Part], *, interrupt: Interrupt | None = None) -> _Array:
-        """One pass over a ragged batch; logits of every token that wants them."""
+    def run(
+        self, parts: list[_Part], *, interrupt: Interrupt | None = None, wanted: _core.Wanted | None = None
+    ) -> _Array:
+        """One pass over a ragged batch; logits of every token that wants them. wanted: see Session.forward."""
         for session, *_ in parts:
             session.rewind(session.n_tokens)
         if self._overlap_prefill and len(parts) == 1 and len(parts[0][1]) > _OVERLAP_TOKENS:
             return self._overlapped(*parts[0], interrupt)
         x = self._mlx.hidden([(s.on_mlx.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts])
         on_cpu = [(s.on_cpu.cache, tokens, length, wants_all) for s, tokens, length, wants_all in parts]
-        return self._cpu.run(on_cpu, x, interrupt)
+        return self._cpu.run(on_cpu, x, interrupt, wanted=wanted)
 
     def _overlapped(
         self,
@@ -147,11 +149,13 @@ class SplitSession:
         all_logits: bool = False,
         text_length: int = 0,
         interrupt: Interrupt | None = None,
+        wanted: _core.Wanted | None = None,
     ) -> _Array:
-        return self.backend.run([(self, list(tokens), text_length, all_logits)], interrupt=interrupt)
+        part = (self, list(tokens), text_length, all_logits)
+        return self.backend.run([part], interrupt=interrupt, wanted=wanted)
 
     def append_greedy(self, token: int, *, is_last: bool = False) -> int:
-        return _core.Sampler().sample(self.forward([token]))
+        return _core.Sampler().sample(self.forward([token], wanted=LIKELIEST))
 
     def rewind(self, n_tokens: int) -> None:
         if not 0 <= n_tokens <= self.n_tokens:

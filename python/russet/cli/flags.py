@@ -107,6 +107,9 @@ def add_lossy_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--attention", choices=("exact", "sage", "int8"), help="in full, or with products in 8 bits (default: exact)"
+    )  # fmt: skip
+    group.add_argument(
+        "--head", choices=("auto", "whole", "screened", "likely"), help="how much of an int8 head is read for a token"
     )
 
 
@@ -268,7 +271,7 @@ def load_model(args: argparse.Namespace, changes: Mapping[str, Any] | None = Non
     options = given(
         args,
         *("backend", "dtype", "gpu_layers", "threads", "prefill_threads"),
-        *("n_ctx", "max_memory", "kv_dtype", "kv_budget", "kv_window", "attention"),
+        *("n_ctx", "max_memory", "kv_dtype", "kv_budget", "kv_window", "attention", "head"),
         *("prefix_cache", "keep_packed", "shard", "strict"),
     )
     if "draft_model" in args:

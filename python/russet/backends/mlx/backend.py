@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from russet import _core
 from russet.backends import Interrupt, Session
 from russet.backends.dtypes import chosen_dtype
 from russet.backends.mlx.cache import Cache, Segment
@@ -218,6 +219,7 @@ class MlxSession:
         all_logits: bool = False,
         text_length: int = 0,
         interrupt: Interrupt | None = None,
+        wanted: _core.Wanted | None = None,
     ) -> _Array:
         return self.backend.run([(self.cache, list(tokens), text_length, all_logits)])
 
