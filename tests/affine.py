@@ -43,9 +43,10 @@ class Affine:
         most = np.maximum(self.q, 2 ** (self.bits - 1))
         return np.abs(self._of_columns(self.scales)) * most + np.abs(self._of_columns(self.biases))
 
-    def packed(self) -> _core.PackedMatrix:
+    def packed(self, *, sliced: bool = False) -> _core.PackedMatrix:
         arena = _core.Arena(2 * (len(self.q) + 16) * self.q.shape[1])  # whole bands, and floats for every 32 codes
-        return _core.PackedMatrix(arena, self.codes, self.scales, self.biases, self.dtype, self.bits, self.group_size)
+        arrays = (self.codes, self.scales, self.biases)
+        return _core.PackedMatrix(arena, *arrays, self.dtype, self.bits, self.group_size, sliced=sliced)
 
 
 def random_affine(rng, n_rows, n_cols, bits, group_size, dtype="f32", symmetric=False) -> Affine:

@@ -21,10 +21,13 @@
 #include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
+#include "kernels/merge/merge.h"
 #include "kernels/norm/norm.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
+#include "kernels/scale_sums/scale_sums.h"
+#include "kernels/slice_dot/slice_dot.h"
 #include "kernels/sum_exp/sum_exp.h"
 #include "kernels/widen/widen.h"
 
@@ -593,9 +596,10 @@ void sweep_fit() {
 
 // Random codes, or extremes alone; rows past the last hold random ones too, which nothing may show.
 struct PackedWeights {
-  PackedWeights(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric, bool extreme)
-      : memory(packed_bytes(n_rows, n_cols, bits, group_size, dtype, symmetric)),
-        view(packed_at(memory.bytes(), n_rows, n_cols, bits, group_size, dtype, symmetric)) {
+  PackedWeights(int n_rows, int n_cols, int bits, int group_size, DType dtype, bool symmetric, bool extreme,
+                bool sliced = false)
+      : memory(packed_bytes(n_rows, n_cols, bits, group_size, dtype, symmetric, sliced)),
+        view(packed_at(memory.bytes(), n_rows, n_cols, bits, group_size, dtype, symmetric, sliced)) {
     auto* codes = reinterpret_cast<uint8_t*>(memory.bytes());
     const size_t n_codes = size_t(view.n_bands()) * view.band_bytes();
     for (size_t i = 0; i < n_codes; ++i) {
@@ -661,6 +665,72 @@ void sweep_qmatmul() {
   });
 }
 
+// A sliced matrix: exact sums, whole tiles, and products that are qmatmul's to the bit.
+void sweep_slices() {
+  struct Case {
+    Case(int n_rows, int n_cols, int group_size, bool symmetric)
+        : w(n_rows, n_cols, 8, group_size, std::array{DType::f32, DType::f16, DType::bf16}[g_random() % 3],
+            symmetric, false, true),
+          scales(normal(size_t(n_cols / group_size))),
+          codes(size_t(n_cols)),
+          sums(scales.size(), 0) {
+      for (size_t c = 0; c < codes.size(); ++c) {
+        codes[c] = int8_t(int(g_random() % 255) - 127);
+        sums[c / size_t(group_size)] += codes[c];
+      }
+    }
+    QuantizedX x() const { return {codes.data(), scales.data(), sums.data()}; }
+    PackedWeights w;
+    Floats scales;
+    std::vector<int8_t> codes;
+    std::vector<int32_t> sums;
+  };
+  const auto each_case = [](const auto& use) {
+    for (const int group_size : {32, 64, 128})
+      for (const int n_groups : {1, 2, 5, 9})
+        for (const bool symmetric : {false, true}) use(Case(40, n_groups * group_size, group_size, symmetric));
+  };
+  const auto words = [](const Buffer& buffer) { return reinterpret_cast<int32_t*>(buffer.bytes()); };
+  sweep("slice_dot", slice_dot_variants(), [&](auto run, auto ref, Worst& worst) {
+    each_case([&](const Case& c) {
+      const Packed& w = c.w.view;
+      for (int b = 0; b < w.n_bands(); ++b) {
+        const Buffer sums(w.band_scales() * 4), expected(w.band_scales() * 4);
+        for (int i = 0; i < kSlices; ++i) {
+          run({w.slice(i, b), i, w.n_cols, w.group_size, c.codes.data(), words(sums)});
+          ref({w.slice(i, b), i, w.n_cols, w.group_size, c.codes.data(), words(expected)});
+        }
+        for (size_t i = 0; i < w.band_scales(); ++i) worst.see_bits(words(sums)[i], words(expected)[i]);
+      }
+    });
+  });
+  sweep("merge", merge_variants(), [&](auto run, auto ref, Worst& worst) {
+    each_case([&](const Case& c) {
+      const Packed& w = c.w.view;
+      for (int b = 0; b < w.n_bands(); ++b) {
+        std::vector<uint8_t> tiles(w.band_bytes()), expected(w.band_bytes());
+        run({{w.slice(0, b), w.slice(1, b), w.slice(2, b)}, w.n_cols, tiles.data()});
+        ref({{w.slice(0, b), w.slice(1, b), w.slice(2, b)}, w.n_cols, expected.data()});
+        for (size_t i = 0; i < tiles.size(); ++i) worst.see_bits(int(tiles[i]), int(expected[i]));
+      }
+    });
+  });
+  sweep("scale_sums", scale_sums_variants(), [&](auto run, auto ref, Worst& worst) {
+    each_case([&](const Case& c) {
+      const Packed& w = c.w.view;
+      const Buffer sums(w.band_scales() * 4);
+      for (int b = 0; b < w.n_bands(); ++b)
+        for (const int center : {120, 126, 128}) {
+          for (size_t i = 0; i < w.band_scales(); ++i) words(sums)[i] = int32_t(g_random() % 4000000) - 2000000;
+          float y[kBandRows], expected[kBandRows];
+          run({w.rows(b * kBandRows, w.n_rows), words(sums), center, c.x(), y});
+          ref({w.rows(b * kBandRows, w.n_rows), words(sums), center, c.x(), expected});
+          for (int r = 0; r < kBandRows; ++r) worst.see_bits(y[r], expected[r]);
+        }
+    });
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -692,6 +762,7 @@ int main() {
   sweep_quantize();
   sweep_fit();
   sweep_qmatmul();
+  sweep_slices();
   std::printf("%d passed, %d failed, %d skipped\n", g_passed, g_failed, g_skipped);
   return g_failed > 0;
 }

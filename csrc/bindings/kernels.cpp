@@ -8,8 +8,10 @@
 #include <set>
 #include <vector>
 
+#include "backends/cpu/screen.h"
 #include "bindings/arrays.h"
 #include "core/buffer.h"
+#include "core/parallel.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_int8.h"
 #include "kernels/attention/attention_mass.h"
@@ -20,10 +22,13 @@
 #include "kernels/kv_store/kv_store.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matvec/matvec.h"
+#include "kernels/merge/merge.h"
 #include "kernels/norm/norm.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/rope/rope.h"
+#include "kernels/scale_sums/scale_sums.h"
+#include "kernels/slice_dot/slice_dot.h"
 #include "kernels/sum_exp/sum_exp.h"
 #include "kernels/widen/widen.h"
 
@@ -71,6 +76,9 @@ py::dict variants() {
   tables["rope"] = describe("rope", rope_variants());
   tables["gate"] = describe("gate", gate_variants());
   tables["block_max"] = describe("block_max", block_max_variants());
+  tables["slice_dot"] = describe("slice_dot", slice_dot_variants());
+  tables["merge"] = describe("merge", merge_variants());
+  tables["scale_sums"] = describe("scale_sums", scale_sums_variants());
   tables["sum_exp"] = describe("sum_exp", sum_exp_variants());
   tables["widen"] = describe("widen", widen_variants());
   return tables;
@@ -133,6 +141,7 @@ Array<float> run_qmatmul(const std::string& variant, const PackedMatrix& w, cons
   };
   check(is(codes, w.view.n_cols) && is(scales, w.view.n_groups()) && is(sums, w.view.n_groups()),
         ErrorKind::usage, "qmatmul: x has the wrong shape");
+  check(!w.view.sliced(), ErrorKind::usage, "qmatmul: expected tiles, got slices");
   Array<float> y({codes.shape(0), py::ssize_t(w.view.n_rows)});
   QmatmulFn* run = find(qmatmul_variants(), variant);
   static thread_local const Buffer scratch(kQmatmulScratchBytes);
@@ -145,6 +154,78 @@ Array<float> run_qmatmul(const std::string& variant, const PackedMatrix& w, cons
   const py::gil_scoped_release release;
   run(args);
   return y;
+}
+
+// ---- a sliced matrix ----
+
+void check_band(const PackedMatrix& w, int b) {
+  check(w.view.sliced() && b >= 0 && b < w.view.n_bands(), ErrorKind::usage,
+        "expected a sliced matrix, and one of its bands");
+}
+
+// -> sums [n_groups, 16]
+Array<int32_t> run_slice_dot(const std::string& variant, const PackedMatrix& w, int b, int index,
+                             const Array<int8_t>& codes) {
+  check_band(w, b);
+  check(index >= 0 && index < kSlices && codes.size() == w.view.n_cols, ErrorKind::usage,
+        "slice_dot: expected slice 0, 1 or 2, and a code for each column");
+  const Buffer sums(w.view.band_scales() * sizeof(int32_t));
+  auto* memory = reinterpret_cast<int32_t*>(sums.bytes());
+  find(slice_dot_variants(), variant)(
+      {w.view.slice(index, b), index, w.view.n_cols, w.view.group_size, codes.data(), memory});
+  return Array<int32_t>({w.view.n_groups(), int(kBandRows)}, memory);
+}
+
+// -> tiles [n_cols / 4, 64]
+Array<uint8_t> run_merge(const std::string& variant, const PackedMatrix& w, int b) {
+  check_band(w, b);
+  const Packed& p = w.view;
+  const Buffer tiles(p.band_bytes());
+  auto* memory = reinterpret_cast<uint8_t*>(tiles.bytes());
+  find(merge_variants(), variant)({{p.slice(0, b), p.slice(1, b), p.slice(2, b)}, p.n_cols, memory});
+  return Array<uint8_t>({p.n_cols / 4, 64}, memory);
+}
+
+// -> y [16]
+Array<float> run_scale_sums(const std::string& variant, const PackedMatrix& w, int b,
+                            const Array<int32_t>& sums, int center, const Array<float>& scales,
+                            const Array<int32_t>& x_sums) {
+  check_band(w, b);
+  check(size_t(sums.size()) == w.view.band_scales() && scales.size() == w.view.n_groups() &&
+            x_sums.size() == w.view.n_groups(),
+        ErrorKind::usage, "scale_sums: expected sums [n_groups, 16], and scales and sums of x [n_groups]");
+  const Buffer aligned(w.view.band_scales() * sizeof(int32_t));
+  auto* memory = reinterpret_cast<int32_t*>(aligned.bytes());
+  std::copy_n(sums.data(), sums.size(), memory);
+  Array<float> y(kBandRows);
+  find(scale_sums_variants(), variant)({w.view.rows(b * kBandRows, w.view.n_rows), memory, center,
+                                        {nullptr, scales.data(), x_sums.data()}, y.mutable_data()});
+  return y;
+}
+
+// -> logits [n_rows], bytes read, rows computed exactly
+py::tuple run_screen(const PackedMatrix& w, const Array<int8_t>& codes, const Array<float>& scales,
+                     const Array<int32_t>& sums, const Wanted& wanted, double trust, int n_threads) {
+  check(w.view.sliced() && codes.size() == w.view.n_cols && scales.size() == w.view.n_groups() &&
+            sums.size() == w.view.n_groups() && wanted.k > 0,
+        ErrorKind::usage, "screen: expected a sliced matrix, one token for it, and wanted.k from 1 on");
+  Array<float> logits(w.view.n_rows);
+  float* out = logits.mutable_data();
+  ScreenCounts counts;
+  {
+    const py::gil_scoped_release release;
+    const size_t n_sums = w.view.band_scales();
+    const Buffer memory(size_t(n_threads) * n_sums * sizeof(int32_t));
+    parallel(n_threads, [&](Share share) {
+      const auto [begin, end] = share.of(w.view.n_rows, kBandRows);
+      if (begin == end) return;
+      auto* room = reinterpret_cast<int32_t*>(memory.bytes()) + size_t(share.thread) * n_sums;
+      screen({w.view.rows(begin, end), begin, {codes.data(), scales.data(), sums.data()}, wanted, trust,
+              out + begin, room},
+             counts);
+    });
+  }
+  return py::make_tuple(logits, counts.bytes.load(), counts.rows.load());
 }
 
 Array<float> run_norm(const std::string& variant, NormKind kind, const Array<float>& x, const Array<float>& w,
@@ -346,6 +427,13 @@ void bind_kernels(py::module_& m) {
   kernels.def("rope", &run_rope, py::arg("variant"), py::arg("x"), py::arg("cos"), py::arg("sin"));
   kernels.attr("BLOCK_FLOATS") = kBlockFloats;
   kernels.def("block_max", &run_block_max, py::arg("variant"), py::arg("x"));
+  kernels.def("slice_dot", &run_slice_dot, py::arg("variant"), py::arg("w"), py::arg("band"),
+              py::arg("index"), py::arg("codes"));
+  kernels.def("merge", &run_merge, py::arg("variant"), py::arg("w"), py::arg("band"));
+  kernels.def("scale_sums", &run_scale_sums, py::arg("variant"), py::arg("w"), py::arg("band"),
+              py::arg("sums"), py::arg("center"), py::arg("scales"), py::arg("x_sums"));
+  kernels.def("screen", &run_screen, py::arg("w"), py::arg("codes"), py::arg("scales"), py::arg("sums"),
+              py::arg("wanted"), py::arg("trust") = 1, py::arg("n_threads") = 1);
   kernels.def("sum_exp", &run_sum_exp, py::arg("variant"), py::arg("x"), py::arg("max"), py::arg("scale"),
               py::arg("with_weights") = true);
   kernels.def("gate", &run_gate, py::arg("variant"), py::arg("activation"), py::arg("gate"),

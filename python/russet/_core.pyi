@@ -87,6 +87,7 @@ class PackedMatrix:
         sliced: bool = False,
     ) -> None: ...
     sliced: bool  # as a head is that is screened: csrc/weights/packed.h
+    radii: _Array  # of one that is: f32 [n_bands, 2, 16]
     blas_tokens: int  # from so many tokens on it goes through BLAS, as floats; 0: never
     def measure_crossover(self, n_threads: int) -> int:
         """blas_tokens as they are best on this machine."""
