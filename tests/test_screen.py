@@ -262,6 +262,7 @@ CHAINS = [
     {"temperature": 0.9, "top_k": 20, "repetition_penalty": 0.7},
     {"repetition_penalty": 1.5, "logit_bias": {3: 4.0, 9: -2.0, 11: float("-inf")}},
     {"temperature": 0.9, "min_p": 0.2, "bad_words": [[4], [1, 2, 7]], "min_tokens": 5},
+    {"temperature": 0.9, "top_k": 9, "no_repeat_ngram_size": 2, "sequence_bias": {(7,): 3.0, (1, 2): -5.0}},
     {"temperature": 0.9, "top_k": 9, "dry_multiplier": 1.0, "dry_breakers": []},
     {"temperature": 0.9, "top_k": 12, "xtc_probability": 1.0, "xtc_threshold": 0.05},
     {"temperature": 0.9, "top_k": 12, "mirostat_tau": 3.0},

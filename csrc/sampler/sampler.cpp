@@ -24,6 +24,12 @@ Candidates& scratch() {
   return candidates;
 }
 
+// In place of Candidates where only the tokens matter.
+struct ChangedTokens {
+  std::vector<int32_t> ids;
+  void change(int32_t token, const auto&) { ids.push_back(token); }
+};
+
 }  // namespace
 
 std::vector<Step> all_steps() {
@@ -99,148 +105,129 @@ void Sampler::penalise_repeats(Logits& logits) {
   }
 }
 
-void sample_rows(
-    std::span<S  // What the steps leave of a row.
-              Candidates &
-              Sampler::candidates_of(std::span<const float> logits, Allowed allowed) {
-                Candidates& candidates = scratch();
-                candidates.begin(logits);
-                if (!allowed.empty()) candidates.keep_allowed(allowed);
-                ban(candidates);
-                for (const Step step : options_.steps)
-                  if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
-                return candidates;
-              }
+// What the steps leave of a row.
+Candidates& Sampler::candidates_of(std::span<const float> logits, Allowed allowed) {
+  Candidates& candidates = scratch();
+  candidates.begin(logits);
+  if (!allowed.empty()) candidates.keep_allowed(allowed);
+  ban(candidates);
+  for (const Step step : options_.steps)
+    if (!is_greedy() || step == Step::penalties || step == Step::dry) take(step, candidates);
+  return candidates;
+}
 
-              int32_t Sampler::sample(std::span<const float> logits, Allowed allowed) {
-                Candidates& candidates = candidates_of(logits, allowed);
-                if (is_greedy()) return candidates.likeliest();
-                const Candidates::Token drawn = candidates.draw(uniform());
-                mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
-                return drawn.id;
-              }
+int32_t Sampler::sample(std::span<const float> logits, Allowed allowed) {
+  Candidates& candidates = candidates_of(logits, allowed);
+  if (is_greedy()) return candidates.likeliest();
+  const Candidates::Token drawn = candidates.draw(uniform());
+  mu_ -= options_.mirostat_eta * (-std::log2(drawn.p) - options_.mirostat_tau);
+  return drawn.id;
+}
 
-              void Sampler::probabilities(std::span<const float> logits, double* p, Allowed allowed) {
-                Candidates& candidates = candidates_of(logits, allowed);
-                if (!is_greedy()) return candidates.probabilities(p);
-                std::fill_n(p, logits.size(), 0.0);
-                p[candidates.likeliest()] = 1;
-              }
+void Sampler::probabilities(std::span<const float> logits, double* p, Allowed allowed) {
+  Candidates& candidates = candidates_of(logits, allowed);
+  if (!is_greedy()) return candidates.probabilities(p);
+  std::fill_n(p, logits.size(), 0.0);
+  p[candidates.likeliest()] = 1;
+}
 
-              std::vector<Sampler::Scored>
-                  Sampler::best(std::span<const float> logits, int n, Allowed allowed) {
-                    Candidates& candidates = scratch();
-                    candidates.begin(logits);
-                    const double log_total = candidates.log_total();
-                    if (!allowed.empty()) candidates.keep_allowed(allowed);
-                    ban(candidates);
-                    for (const Step step : options_.steps) {
-                      if (step == Step::penalties) penalise(candidates, log_total);
-                      if (step == Step::dry) penalise_repeats(candidates);
-                    }
-                    candidates.keep_top_k(n);
-                    std::vector<Scored> found;
-                    for (const int32_t id : candidates.ids()) {
-                      const double score = candidates.logit_of(id) - log_total;
-                      if (score > double(kBanned))
-                        found.push_back({id, score, double(logits[size_t(id)]) - log_total});
-                    }
-                    std::stable_sort(found.begin(), found.end(),
-                                     [](auto& a, auto& b) { return a.score > b.score; });
-                    return found;
-                  }
+std::vector<Sampler::Scored> Sampler::best(std::span<const float> logits, int n, Allowed allowed) {
+  Candidates& candidates = scratch();
+  candidates.begin(logits);
+  const double log_total = candidates.log_total();
+  if (!allowed.empty()) candidates.keep_allowed(allowed);
+  ban(candidates);
+  for (const Step step : options_.steps) {
+    if (step == Step::penalties) penalise(candidates, log_total);
+    if (step == Step::dry) penalise_repeats(candidates);
+  }
+  candidates.keep_top_k(n);
+  std::vector<Scored> found;
+  for (const int32_t id : candidates.ids()) {
+    const double score = candidates.logit_of(id) - log_total;
+    if (score > double(kBanned)) found.push_back({id, score, double(logits[size_t(id)]) - log_total});
+  }
+  std::stable_sort(found.begin(), found.end(), [](auto& a, auto& b) { return a.score > b.score; });
+  return found;
+}
 
-              Wanted Sampler::wanted(Allowed allowed) {
-                const SamplingOptions& o = options_;
-                Wanted wanted{is_greedy() ? 1 : 0, 0, {}, {}};
-                double temperature = 1;
-                for (size_t i = 0; i < o.steps.size() && !is_greedy(); ++i) {
-                  const Step step = o.steps[i];
-                  if (step == Step::temperature) temperature = o.temperature;
-                  if (step == Step::top_k && o.top_k > 0) {
-                    wanted.k = o.top_k;
-                    break;
-                  }
-                  if (step == Step::min_p && o.min_p > 0) {
-                    wanted.k = 1;
-                    wanted.margin =
-                        std::max(0.0, -temperature * std::log(o.min_p)) * (1 + kRounding) + kRounding;
-                    break;
-                  }
-                  if ((step == Step::top_n_sigma && o.top_n_sigma > 0) ||
-                      (step == Step::top_p && o.top_p < 1) || (step == Step::typical_p && o.typical_p < 1) ||
-                      (step == Step::xtc && o.xtc_probability > 0) ||
-                      (step == Step::mirostat && o.mirostat_tau > 0))
-                    return {};
-                }
-                if (wanted.k == 0) return {};
-                // Changed logits are needed as they are. Each may have stood among the largest, and have
-                // left.
-                wanted.ids = changed();
-                if (wanted.k > kMostWanted || wanted.ids.size() > kMostWanted) return {};
-                wanted.k += int(wanted.ids.size());
-                wanted.allowed.assign(allowed.begin(), allowed.end());
-                return wanted;
-              }
+Wanted Sampler::wanted(Allowed allowed) {
+  const SamplingOptions& o = options_;
+  Wanted wanted{is_greedy() ? 1 : 0, 0, {}, {}};
+  double temperature = 1;
+  for (size_t i = 0; i < o.steps.size() && wanted.k == 0; ++i) {
+    const Step step = o.steps[i];
+    if (step == Step::temperature) temperature = o.temperature;
+    if (step == Step::top_k) wanted.k = std::max(0, o.top_k);
+    if (step == Step::min_p && o.min_p > 0) {
+      wanted.k = 1;
+      wanted.margin = std::max(0.0, -temperature * std::log(o.min_p)) * (1 + kRounding) + kRounding;
+    }
+    if ((step == Step::top_n_sigma && o.top_n_sigma > 0) || (step == Step::top_p && o.top_p < 1) ||
+        (step == Step::typical_p && o.typical_p < 1) || (step == Step::xtc && o.xtc_probability > 0) ||
+        (step == Step::mirostat && o.mirostat_tau > 0))
+      return {};
+  }
+  if (wanted.k == 0 || wanted.k > kMostWanted) return {};
+  // Changed logits are needed as they are. Each may have stood among the largest, and have left.
+  wanted.ids = changed();
+  if (wanted.ids.size() > kMostWanted) return {};
+  wanted.k += int(wanted.ids.size());
+  wanted.allowed.assign(allowed.begin(), allowed.end());
+  return wanted;
+}
 
-              // Tokens whose logits are not the model's when the first cut comes, ascending.
-              std::vector<int32_t>
-                  Sampler::changed() {
-                    struct {
-                      std::vector<int32_t> ids;
-                      void change(int32_t token, const auto&) { ids.push_back(token); }
-                    } tokens;
-                    ban(tokens);
-                    for (const Step step : options_.steps) {
-                      if (step == Step::penalties) penalise(tokens);
-                      if (step == Step::dry) penalise_repeats(tokens);
-                    }
-                    std::vector<int32_t>& ids = tokens.ids;
-                    std::sort(ids.begin(), ids.end());
-                    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-                    return ids;
-                  }
+// Tokens whose logits are not the model's, ascending.
+std::vector<int32_t> Sampler::changed() {
+  ChangedTokens tokens;
+  ban(tokens);
+  for (const Step step : options_.steps) {
+    if (step == Step::penalties) penalise(tokens);
+    if (step == Step::dry) penalise_repeats(tokens);
+  }
+  std::sort(tokens.ids.begin(), tokens.ids.end());
+  tokens.ids.erase(std::unique(tokens.ids.begin(), tokens.ids.end()), tokens.ids.end());
+  return tokens.ids;
+}
 
-              void Sampler::take(Step step, Candidates& candidates) {
-                const SamplingOptions& o = options_;
-                switch (step) {
-                  case Step::penalties:
-                    penalise(candidates);
-                    break;
-                  case Step::dry:
-                    penalise_repeats(candidates);
-                    break;
-                  case Step::temperature:
-                    if (o.temperature != 1) candidates.divide(o.temperature);
-                    break;
-                  case Step::top_n_sigma:
-                    if (o.top_n_sigma > 0) candidates.keep_top_n_sigma(o.top_n_sigma);
-                    break;
-                  case Step::top_k:
-                    if (o.top_k > 0) candidates.keep_top_k(o.top_k);
-                    break;
-                  case Step::top_p:
-                    if (o.top_p < 1) candidates.keep_top_p(o.top_p);
-                    break;
-                  case Step::min_p:
-                    if (o.min_p > 0) candidates.keep_min_p(o.min_p);
-                    break;
-                  case Step::typical_p:
-                    if (o.typical_p < 1) candidates.keep_typical(o.typical_p);
-                    break;
-                  case Step::xtc:
-                    if (o.xtc_probability > 0 && uniform() < o.xtc_probability)
-                      candidates.exclude_top(o.xtc_threshold);
-                    break;
-                  case Step::mirostat:
-                    if (o.mirostat_tau > 0) candidates.keep_surprise(mu_);
-                    break;
-                }
-              }
+void Sampler::take(Step step, Candidates& candidates) {
+  const SamplingOptions& o = options_;
+  switch (step) {
+    case Step::penalties:
+      penalise(candidates);
+      break;
+    case Step::dry:
+      penalise_repeats(candidates);
+      break;
+    case Step::temperature:
+      if (o.temperature != 1) candidates.divide(o.temperature);
+      break;
+    case Step::top_n_sigma:
+      if (o.top_n_sigma > 0) candidates.keep_top_n_sigma(o.top_n_sigma);
+      break;
+    case Step::top_k:
+      if (o.top_k > 0) candidates.keep_top_k(o.top_k);
+      break;
+    case Step::top_p:
+      if (o.top_p < 1) candidates.keep_top_p(o.top_p);
+      break;
+    case Step::min_p:
+      if (o.min_p > 0) candidates.keep_min_p(o.min_p);
+      break;
+    case Step::typical_p:
+      if (o.typical_p < 1) candidates.keep_typical(o.typical_p);
+      break;
+    case Step::xtc:
+      if (o.xtc_probability > 0 && uniform() < o.xtc_probability) candidates.exclude_top(o.xtc_threshold);
+      break;
+    case Step::mirostat:
+      if (o.mirostat_tau > 0) candidates.keep_surprise(mu_);
+      break;
+  }
+}
 
-              ampler* const>
-        samplers,
-    const float* logits, int vocab_size, int32_t* tokens, int n_threads) {
+void sample_rows(std::span<Sampler* const> samplers, const float* logits, int vocab_size, int32_t* tokens,
+                 int n_threads) {
   parallel(n_threads, [&](Share share) {
     const auto [begin, end] = share.of(int(samplers.size()));
     for (int row = begin; row < end; ++row) {
