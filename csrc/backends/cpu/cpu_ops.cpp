@@ -138,9 +138,11 @@ Input CpuOps::input_once(const NormWeights& n, const float* x, int n_tokens, con
 
 // ---- products ----
 
-// A sliced matrix: a few bands at a time are made tiles of, which are still in the cache when they are read.
+// A sliced matrix. For more than one token a few bands at a time are made tiles of, which are still in the
+// cache when they are read.
 static void sliced_rows(const Packed& w, const QuantizedX& x, int n_tokens, float* y, size_t y_stride,
                         uint8_t* scratch) {
+  if (n_tokens == 1) return sliced_product(w, x, y, reinterpret_cast<int32_t*>(scratch));
   uint8_t* tiles = scratch + kQmatmulScratchBytes;
   for (int b = 0; b < w.n_bands(); b += kMergedBands) {
     const int begin = b * kBandRows, end = std::min(w.n_rows, begin + kMergedBands * kBandRows);

@@ -151,6 +151,16 @@ class Screen {
 
 }  // namespace
 
+void sliced_product(const Packed& w, const QuantizedX& x, float* y, int32_t* sums) {
+  for (int b = 0; b < w.n_bands(); ++b) {
+    std::fill_n(sums, w.band_scales(), 0);
+    for (int i = 0; i < kSlices; ++i) slice_dot({w.slice(i, b), i, w.n_cols, w.group_size, x.codes, sums});
+    float of_band[kBandRows];
+    scale_sums({w.rows(b * kBandRows, w.n_rows), sums, kCenters[kSlices], x, of_band});
+    std::copy_n(of_band, std::min(kBandRows, w.n_rows - b * kBandRows), y + b * kBandRows);
+  }
+}
+
 void screen(const ScreenArgs& args, ScreenCounts& counts) {
   Screen(args).run(counts);
 }

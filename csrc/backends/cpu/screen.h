@@ -24,6 +24,9 @@ struct ScreenCounts {
   std::atomic<size_t> rows{0};    // computed exactly
 };
 
+// All of them: y = w x for one token; sums [n_groups, 16], 64-byte aligned.
+void sliced_product(const Packed& w, const QuantizedX& x, float* y, int32_t* sums);
+
 struct ScreenArgs {
   Packed head;   // rows [first, first + n_rows) of it, sliced
   int first;     // a multiple of kBandRows

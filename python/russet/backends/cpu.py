@@ -68,7 +68,8 @@ class CpuBackend(CoreBackend):
         packed = [w for w in in_core.values() if isinstance(w, _core.PackedMatrix)]
         crossover.choose(packed, self._cpu.n_prefill_threads)
         self.few_tokens = min([self.few_tokens, *(w.blas_tokens - 1 for w in packed if w.blas_tokens)])
-        self._screened = next((w for w in packed if w.sliced), None)
+        last = in_core.get("head.w", in_core.get("embed.w"))
+        self._head = last if isinstance(last, _core.PackedMatrix) else None
         self._model = _core.Model(core, in_core)
         self.weight_bytes = weight_bytes(in_core)
         if kv_budget < 1:
@@ -111,10 +112,10 @@ class CpuBackend(CoreBackend):
 
     def head_info(self) -> dict[str, int]:
         """See Model.head_info."""
-        if self._screened is None:
+        if self._head is None or not self._head.sliced:
             raise BackendError("head_info: this head is not screened; load with quantize='int8' and head='screened'")
         tokens, n_bytes, rows = self._cpu.screened
-        whole_bytes, whole_rows = tokens * self._screened.n_bytes, tokens * self._screened.n_rows
+        whole_bytes, whole_rows = tokens * self._head.n_bytes, tokens * self._head.n_rows
         return {"tokens": tokens, "bytes": n_bytes, "whole_bytes": whole_bytes, "rows": rows, "whole_rows": whole_rows}
 
 
