@@ -23,7 +23,8 @@ import russet
 from report import Table, interleaved, machine, spread
 from russet import _core
 from russet.backends import Session
-from russet.generation import Conversation, Piece, generate
+from russet.generation import Conversation, Piece, ReplyText, generate
+from russet.limits import Limits
 from russet.options import GenerateOptions
 from russet.speculation import PromptLookup, Speculation
 
@@ -40,6 +41,9 @@ class Scripted:
     def sample(self, logits: Any, allowed: Any = None) -> int:
         self._sampler.sample(logits, allowed)
         return next(self._script)
+
+    def wanted(self, allowed: Any = None) -> _core.Wanted:
+        return self._sampler.wanted(allowed)
 
     def append(self, token: int) -> None:
         self._sampler.append(token)
@@ -100,7 +104,8 @@ def main() -> None:
                 GenerateOptions(max_tokens=len(script), ignore_eos=True, temperature=1.0),
                 sampler=Scripted(script),  # type: ignore[arg-type]
                 miss=None,
-                detokenizer=model.tokenizer.stream_decoder(),
+                reply=ReplyText(model.tokenizer.stream_decoder(), None, ()),
+                limits=Limits(None, None),
                 eos_token_ids=(),
                 diagnose=lambda: None,
                 speculation=Speculation(conversation, PromptLookup(), most) if drafts else None,
