@@ -834,7 +834,7 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that computing one more token reads: all, but of a table only one row."""
+        """Bytes of weights that computing one more token reads: all, a screened head in full; of a table one row."""
         return self.backend.weight_bytes
 
     def clear_cache(self) -> None:

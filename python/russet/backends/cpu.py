@@ -21,6 +21,8 @@ from russet.weights import ToQuantize, Weight, Weights
 
 HEADS = ("auto", "whole", "screened", "likely")
 
+_LIKELY = 6.0  #: standard deviations of a sum of rounding errors that are independent, in a bound that is "likely"
+
 
 class CpuBackend(CoreBackend):
     """A model on the CPU.
@@ -117,9 +119,6 @@ class CpuBackend(CoreBackend):
         tokens, n_bytes, rows = self._cpu.screened
         whole_bytes, whole_rows = tokens * self._head.n_bytes, tokens * self._head.n_rows
         return {"tokens": tokens, "bytes": n_bytes, "whole_bytes": whole_bytes, "rows": rows, "whole_rows": whole_rows}
-
-
-_LIKELY = 6.0  #: standard deviations of a sum of rounding errors that are independent, in a bound that is "likely"
 
 
 def _sliced(weights: Weights, head: str) -> str | None:

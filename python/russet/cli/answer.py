@@ -75,7 +75,7 @@ class Statistics:
     first_token_s: float  #: seconds to the first token
     prompt_tokens_per_s: float  #: of those that were not in the cache; 0 where not all were computed
     tokens_per_s: float  #: after the first token
-    gb_per_s: float  #: weights read at that speed, once for each token; 1 GB = 1e9 bytes
+    gb_per_s: float  #: weights read at that speed, all of them for each token, a screened head too; 1 GB = 1e9 bytes
     drafted_tokens: int  #: see docs/speculation.md
     accepted_tokens: int  #: of these, in the text
 
