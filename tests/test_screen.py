@@ -92,20 +92,21 @@ def demo_screened():
     return russet.load(quantize="int8", head="screened", n_ctx=2048, prefix_cache=0)
 
 
+@pytest.mark.parametrize("n_steps", [700, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("wanted", [Wanted(1), Wanted(40), Wanted(1, 2.0)], ids=["greedy", "top-40", "min-p"])
-def test_2000_steps_of_the_demo(demo_whole, demo_screened, wanted):
+def test_steps_of_the_demo(demo_whole, demo_screened, wanted, n_steps):
     """Every one: the wanted logits to the bit. The text is drawn at random, so that it comes by many states."""
     rng = np.random.default_rng(14)
     whole, screened = demo_whole.session(), demo_screened.session()
     token, before = 1, demo_screened.head_info()
-    for _ in range(2000):
+    for _ in range(n_steps):
         row = whole.forward([token])[0]
         got = screened.forward([token], wanted=wanted)[0]
         check_wanted(row, got, wanted)
         p = np.exp(row - row.max())
         token = int(rng.choice(len(p), p=p / p.sum()))
     after = demo_screened.head_info()
-    assert after["tokens"] - before["tokens"] == 2000
+    assert after["tokens"] - before["tokens"] == n_steps
     assert after["bytes"] - before["bytes"] < after["whole_bytes"] - before["whole_bytes"]
     assert after["rows"] - before["rows"] < after["whole_rows"] - before["whole_rows"]
 
