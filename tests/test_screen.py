@@ -1,11 +1,16 @@
 """Models whose head is screened draw the same tokens: what samplers say they need, and thousands of steps."""
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 
 import russet
-from russet import _core
+from quantisable_models import QUANTISABLE, make_quantisable
+from russet import Quantization, _core
 from russet.errors import BackendError, UsageError
+from russet.model import DEMO
 from russet.options import GenerateOptions
 from russet.sampling import make_sampler
 from wanted import OUT, check_wanted
@@ -134,7 +139,36 @@ def test_texts_are_the_same(demo_whole, demo_screened, options):
     assert len(pieces[0]) >= 1
 
 
-def test_what_can_be_screened_and_what_not(tmp_path):
+@pytest.mark.parametrize("family", QUANTISABLE)
+def test_every_family(tmp_path, family):
+    """Tied heads and others, scaled logits; where there is a softcap, or a bias, the whole head is read."""
+    make_quantisable(tmp_path, family)
+    how = Quantization(bits=8, group_size=32)
+    whole = russet.load(tmp_path, quantize=how, head="whole")
+    if whole.config.logits_softcap:
+        with pytest.raises(UsageError, match="a softcap"):
+            russet.load(tmp_path, quantize=how, head="screened")
+        return
+    screened = russet.load(tmp_path, quantize=how, head="screened")
+    for options in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 4}, {"temperature": 1.0, "min_p": 0.3}):
+        asked = {"max_tokens": 25, "ignore_eos": True, "seed": 1, **options}
+        assert screened.generate_tokens([1, 2, 3], **asked) == whole.generate_tokens([1, 2, 3], **asked)
+    assert screened.head_info()["tokens"] >= 75
+
+
+def test_a_kept_file_is_read_only_by_the_head_it_was_written_for(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "demo")
+    load = partial(russet.load, tmp_path / "demo", quantize="int8", keep_packed=True)
+    expected = load(head="screened").generate_tokens("Once", max_tokens=20, temperature=0)
+    file = next((tmp_path / "demo/.russet").iterdir())
+    written = file.stat().st_mtime_ns
+    assert load(head="likely").generate_tokens("Once", max_tokens=20, temperature=0) == expected
+    assert file.stat().st_mtime_ns == written
+    assert load(head="whole").generate_tokens("Once", max_tokens=20, temperature=0) == expected
+    assert file.stat().st_mtime_ns > written
+
+
+def test_what_can_be_screened_and_what_not():
     with pytest.raises(UsageError, match="'whole'"):
         russet.load(head="screened")  # float weights
     with pytest.raises(UsageError, match="4 bits"):

@@ -278,7 +278,6 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
   const Input in = shared_room_.input(n, rows, n_rows, forms);
   shared_room_.prepare(config_, n, rows, 0, n_rows, forms, in);
   const float scale = config_.logits_scale, softcap = config_.logits_softcap;
-  // A softcap can make logits equal that are far apart: all are needed to tell which comes first.
   const bool screens = batch.wanted && *batch.wanted && n_rows == 1 && head.w.packed.sliced() && !head.bias &&
                        scale > 0 && softcap == 0;
   Wanted wanted;

@@ -65,7 +65,7 @@ class CpuBackend(CoreBackend):
         self.attention = attention
         self._head_trust = _LIKELY / config.dim**0.5 if head == "likely" else 1.0
         self._cpu = _core.Cpu(core, n_threads, prefill_threads or n_threads, attention, self._head_trust)
-        sliced = _sliced(weights, head)
+        sliced = _sliced(weights, config, head)
         in_core = _in_core(weights, sliced, self.n_threads, packed_file, keep_packed)
         packed = [w for w in in_core.values() if isinstance(w, _core.PackedMatrix)]
         crossover.choose(packed, self._cpu.n_prefill_threads)
@@ -121,7 +121,7 @@ class CpuBackend(CoreBackend):
         return {"tokens": tokens, "bytes": n_bytes, "whole_bytes": whole_bytes, "rows": rows, "whole_rows": whole_rows}
 
 
-def _sliced(weights: Weights, head: str) -> str | None:
+def _sliced(weights: Weights, config: Config, head: str) -> str | None:
     """The role of the matrix that is to be screened. Raises UsageError where there is none but one is asked for."""
     if head not in HEADS:
         raise UsageError(f"head: expected {', '.join(HEADS)}, got {head!r}")
@@ -129,11 +129,13 @@ def _sliced(weights: Weights, head: str) -> str | None:
     weight = weights.get(role)
     bits = weight.how.bits if isinstance(weight, ToQuantize) else getattr(weight, "bits", None)
     n_cols = weight.n_cols if isinstance(weight, (ToQuantize, QuantizedTensor)) else 0
-    can = bits == 8 and n_cols <= _core.MAX_SLICED_COLS and "head.bias" not in weights
+    # A softcap can make logits equal that are far apart: all are needed to tell which comes first.
+    is_plain = n_cols <= _core.MAX_SLICED_COLS and "head.bias" not in weights and not config.logits_softcap
+    can = bits == 8 and is_plain
     if head in ("screened", "likely") and not can:
-        has = "float weights" if bits is None else f"{bits} bits" if bits != 8 else "a bias, or more columns"
+        has = "float weights" if bits is None else f"{bits} bits" if bits != 8 else "a bias, a softcap or more columns"
         raise UsageError(
-            f"head: only a head in 8 bits, without a bias, can be {head}; this one has {has}; take 'whole'"
+            f"head: only one in 8 bits, without a bias or a softcap, can be {head}; this has {has}; take 'whole'"
         )
     # On arm64 its kernels are right, but whether they pay has not been measured.
     pays = head != "auto" or "avx2" in _core.cpu_features()
