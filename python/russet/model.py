@@ -119,7 +119,7 @@ def load(
         --against` measures it.
     head: on the CPU, of quantize="int8": "screened" reads only as much of the head as shows which tokens are likeliest,
         and draws the same ones; "likely" reads less, and could miss one token in 1e9; "whole" reads all. By default
-        "screened", on x86 (docs/sampling.md)
+        "screened", on x86 and from 32 MB on (docs/sampling.md)
     gpu_layers: with MLX: how many layers, from the first on, it computes; the CPU computes the others, in memory that
         the GPU need not have. By default all; 0 is the CPU alone. Those must fit what the GPU can hold, with their
         part of the context; by default the context is as long as fits there too.

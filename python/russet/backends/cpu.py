@@ -21,6 +21,9 @@ from russet.weights import ToQuantize, Weight, Weights
 
 HEADS = ("auto", "whole", "screened", "likely")
 
+#: Bytes of a head that does not stay in a chip's caches from one token to the next, where reading fewer of them pays.
+_LARGE = 2**25
+
 _LIKELY = 6.0  #: standard deviations of a sum of rounding errors that are independent, in a bound that is "likely"
 
 
@@ -128,7 +131,7 @@ def _sliced(weights: Weights, config: Config, head: str) -> str | None:
     role = "head.w" if "head.w" in weights else "embed.w"
     weight = weights.get(role)
     bits = weight.how.bits if isinstance(weight, ToQuantize) else getattr(weight, "bits", None)
-    n_cols = weight.n_cols if isinstance(weight, (ToQuantize, QuantizedTensor)) else 0
+    n_rows, n_cols = (weight.n_rows, weight.n_cols) if isinstance(weight, (ToQuantize, QuantizedTensor)) else (0, 0)
     # A softcap can make logits equal that are far apart: all are needed to tell which comes first.
     is_plain = n_cols <= _core.MAX_SLICED_COLS and "head.bias" not in weights and not config.logits_softcap
     can = bits == 8 and is_plain
@@ -137,9 +140,10 @@ def _sliced(weights: Weights, config: Config, head: str) -> str | None:
         raise UsageError(
             f"head: only one in 8 bits, without a bias or a softcap, can be {head}; this has {has}; take 'whole'"
         )
-    # On arm64 its kernels are right, but whether they pay has not been measured.
-    pays = head != "auto" or "avx2" in _core.cpu_features()
-    return role if can and pays and head != "whole" else None
+    if head == "auto":  # on arm64 its kernels are right, but whether they pay has not been measured
+        pays = "avx2" in _core.cpu_features() and n_rows * n_cols >= _LARGE
+        head = "screened" if can and pays else "whole"
+    return None if head == "whole" else role
 
 
 _InCore = tuple[np.ndarray[Any, Any], str] | _core.PackedMatrix
