@@ -236,7 +236,7 @@ def test_a_second_half_that_fails_takes_the_first_back(raised, split, monkeypatc
     session, other = split.session(), split.session()
     session.forward(ids[:5])
 
-    def fail(*args):
+    def fail(*args, **options):
         raise raised
 
     with monkeypatch.context() as during:
@@ -270,7 +270,7 @@ def test_text_so_far_and_the_same_again(split, monkeypatch):
     pieces = split.stream(prompt, max_tokens=20, temperature=0)
     text = "".join(next(pieces).text for _ in range(6))
 
-    def interrupt(*args):
+    def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
