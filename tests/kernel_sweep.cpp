@@ -688,7 +688,8 @@ void sweep_slices() {
   const auto each_case = [](const auto& use) {
     for (const int group_size : {32, 64, 128})
       for (const int n_groups : {1, 2, 5, 9})
-        for (const bool symmetric : {false, true}) use(Case(40, n_groups * group_size, group_size, symmetric));
+        for (const bool symmetric : {false, true})
+          use(Case(40, n_groups * group_size, group_size, symmetric));
   };
   const auto words = [](const Buffer& buffer) { return reinterpret_cast<int32_t*>(buffer.bytes()); };
   sweep("slice_dot", slice_dot_variants(), [&](auto run, auto ref, Worst& worst) {
@@ -721,7 +722,8 @@ void sweep_slices() {
       const Buffer sums(w.band_scales() * 4);
       for (int b = 0; b < w.n_bands(); ++b)
         for (const int center : {120, 126, 128}) {
-          for (size_t i = 0; i < w.band_scales(); ++i) words(sums)[i] = int32_t(g_random() % 4000000) - 2000000;
+          for (size_t i = 0; i < w.band_scales(); ++i)
+            words(sums)[i] = int32_t(g_random() % 4000000) - 2000000;
           float y[kBandRows], expected[kBandRows];
           run({w.rows(b * kBandRows, w.n_rows), words(sums), center, c.x(), y});
           ref({w.rows(b * kBandRows, w.n_rows), words(sums), center, c.x(), expected});

@@ -453,7 +453,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("radii",
                              [](const PackedMatrix& p) {
                                check(p.view.sliced(), ErrorKind::usage, "radii: the matrix is not sliced");
-                               return Array<float>({p.view.n_bands(), kSlices - 1, int(kBandRows)}, p.view.radii);
+                               return Array<float>({p.view.n_bands(), kSlices - 1, int(kBandRows)},
+                                                   p.view.radii);
                              })
       .def("row", [](const PackedMatrix& p, int row) {
         check(row >= 0 && row < p.view.n_rows, ErrorKind::usage, "row: expected 0 to ", p.view.n_rows - 1);

@@ -171,8 +171,8 @@ Array<int32_t> run_slice_dot(const std::string& variant, const PackedMatrix& w, 
         "slice_dot: expected slice 0, 1 or 2, and a code for each column");
   const Buffer sums(w.view.band_scales() * sizeof(int32_t));
   auto* memory = reinterpret_cast<int32_t*>(sums.bytes());
-  find(slice_dot_variants(), variant)(
-      {w.view.slice(index, b), index, w.view.n_cols, w.view.group_size, codes.data(), memory});
+  find(slice_dot_variants(),
+       variant)({w.view.slice(index, b), index, w.view.n_cols, w.view.group_size, codes.data(), memory});
   return Array<int32_t>({w.view.n_groups(), int(kBandRows)}, memory);
 }
 
@@ -198,8 +198,11 @@ Array<float> run_scale_sums(const std::string& variant, const PackedMatrix& w, i
   auto* memory = reinterpret_cast<int32_t*>(aligned.bytes());
   std::copy_n(sums.data(), sums.size(), memory);
   Array<float> y(kBandRows);
-  find(scale_sums_variants(), variant)({w.view.rows(b * kBandRows, w.view.n_rows), memory, center,
-                                        {nullptr, scales.data(), x_sums.data()}, y.mutable_data()});
+  find(scale_sums_variants(), variant)({w.view.rows(b * kBandRows, w.view.n_rows),
+                                        memory,
+                                        center,
+                                        {nullptr, scales.data(), x_sums.data()},
+                                        y.mutable_data()});
   return y;
 }
 
@@ -220,8 +223,13 @@ py::tuple run_screen(const PackedMatrix& w, const Array<int8_t>& codes, const Ar
       const auto [begin, end] = share.of(w.view.n_rows, kBandRows);
       if (begin == end) return;
       auto* room = reinterpret_cast<int32_t*>(memory.bytes()) + size_t(share.thread) * n_sums;
-      screen({w.view.rows(begin, end), begin, {codes.data(), scales.data(), sums.data()}, wanted, trust,
-              out + begin, room},
+      screen({w.view.rows(begin, end),
+              begin,
+              {codes.data(), scales.data(), sums.data()},
+              wanted,
+              trust,
+              out + begin,
+              room},
              counts);
     });
   }
