@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "core/buffer.h"
@@ -109,17 +110,18 @@ static void pack_groups(const Affine& a, const void* of_groups, int first_row, v
 
 // ---- slices ----
 
-// Writes a band's tiles to where its slices are.
+// Writes a band's tiles to where its slices are, four tiles at a time.
 static void slice(const Packed& p, int b, const std::vector<uint8_t>& tiles) {
   uint8_t* slices[kSlices];
-  for (int i = 0; i < kSlices; ++i)
-    std::fill_n(slices[i] = const_cast<uint8_t*>(p.slice(i, b)), p.slice_bytes(i), uint8_t(0));
-  for (size_t tile = 0; tile < tiles.size() / 64; ++tile)
+  for (int i = 0; i < kSlices; ++i) slices[i] = const_cast<uint8_t*>(p.slice(i, b));
+  for (size_t four = 0; four < tiles.size() / 256; ++four)
     for (size_t i = 0; i < 64; ++i) {
-      const int q = tiles[tile * 64 + i] ^ 0x80, quarter = int(tile % 4) * 2;
-      slices[0][tile / 2 * 64 + i] |= uint8_t(q >> 4 << (tile % 2 * 4));
-      slices[1][tile / 4 * 64 + i] |= uint8_t((q >> 2 & 3) << quarter);
-      slices[2][tile / 4 * 64 + i] |= uint8_t((q & 3) << quarter);
+      uint8_t q[4];
+      for (size_t tile = 0; tile < 4; ++tile) q[tile] = tiles[(4 * four + tile) * 64 + i] ^ 0x80;
+      slices[0][2 * four * 64 + i] = uint8_t(q[0] >> 4 | (q[1] & 0xf0));
+      slices[0][(2 * four + 1) * 64 + i] = uint8_t(q[2] >> 4 | (q[3] & 0xf0));
+      slices[1][four * 64 + i] = uint8_t((q[0] >> 2 & 3) | (q[1] & 12) | (q[2] & 12) << 2 | (q[3] & 12) << 4);
+      slices[2][four * 64 + i] = uint8_t((q[0] & 3) | (q[1] & 3) << 2 | (q[2] & 3) << 4 | (q[3] & 3) << 6);
     }
 }
 
@@ -128,28 +130,36 @@ static void measure_radii(const Packed& p, int b, const std::vector<uint8_t>& ti
   with_type(p.dtype, [&]<typename T>(const T*) {
     const T* scales = static_cast<const T*>(p.band_of(p.scales, b));
     const T* biases = p.biases ? static_cast<const T*>(p.band_of(p.biases, b)) : nullptr;
-    for (int r = 0; r < kBandRows; ++r) {
-      double off[kSlices - 1] = {}, codes = 0, zeros = 0;  // squares, summed
-      for (int g = 0; g < p.n_groups(); ++g) {
+    double off[kSlices - 1][kBandRows] = {}, codes[kBandRows] = {}, zeros[kBandRows] = {};  // squares, summed
+    for (int g = 0; g < p.n_groups(); ++g) {
+      int32_t of_high[64] = {}, of_middle[64] = {}, of_codes[64] = {};  // of each byte of the group's tiles
+      const size_t n_tiles = size_t(p.group_size / 4);
+      for (const uint8_t *tile = tiles.data() + size_t(g) * n_tiles * 64, *end = tile + n_tiles * 64;
+           tile != end; tile += 64)
+        for (int i = 0; i < 64; ++i) {
+          const int q = tile[i] ^ 0x80;
+          of_high[i] += ((q & 15) - 8) * ((q & 15) - 8);
+          of_middle[i] += ((q & 3) - 2) * ((q & 3) - 2);
+          of_codes[i] += (q - 128) * (q - 128);
+        }
+      for (int r = 0; r < kBandRows; ++r) {
         const double scale = float_at(scales + g * kBandRows + r);
         const double zero = biases ? p.center() * scale + float_at(biases + g * kBandRows + r) : 0;
-        int64_t of_high = 0, of_middle = 0, of_codes = 0;
-        for (int c = g * p.group_size; c < (g + 1) * p.group_size; ++c) {
-          const int q = tiles[size_t(c / 4) * 64 + size_t(4 * r + c % 4)] ^ 0x80;
-          of_high += (q % 16 - 8) * (q % 16 - 8);
-          of_middle += (q % 4 - 2) * (q % 4 - 2);
-          of_codes += (q - 128) * (q - 128);
-        }
-        off[0] += scale * scale * double(of_high);
-        off[1] += scale * scale * double(of_middle);
-        codes += scale * scale * double(of_codes);
-        zeros += zero * zero * p.group_size;
+        const auto of_row = [&](const int32_t* squares) {
+          return scale * scale * std::accumulate(squares + 4 * r, squares + 4 * r + 4, 0.0);
+        };
+        off[0][r] += of_row(of_high);
+        off[1][r] += of_row(of_middle);
+        codes[r] += of_row(of_codes);
+        zeros[r] += zero * zero * p.group_size;
       }
+    }
+    for (int r = 0; r < kBandRows; ++r) {
       const double rounding = (4.0 * p.n_groups() + 16) * 0x1p-24;  // two sums, two steps for each group
       for (int n = 1; n < kSlices; ++n) {
-        const double radius = std::sqrt(off[n - 1]);
+        const double radius = std::sqrt(off[n - 1][r]);
         const_cast<float*>(p.radii_of(b, n))[r] =
-            float((radius + rounding * (radius + std::sqrt(codes) + std::sqrt(zeros))) * (1 + 1e-6));
+            float((radius + rounding * (radius + std::sqrt(codes[r]) + std::sqrt(zeros[r]))) * (1 + 1e-6));
       }
     }
   });
