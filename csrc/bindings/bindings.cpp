@@ -256,11 +256,11 @@ struct Cpu {
             attention_kind_of(attention), head_trust) {}
 
   Array<float> forward(const Model& model, const std::vector<Part>& parts, const X& x,
-                       const Interrupt& interrupt, const std::optional<Wanted>& wanted) {
+                       const Interrupt& interrupt, const Wanted* wanted) {
     check(model.config == config, ErrorKind::usage,
           "forward: the model is not the one this backend was made for");
     const auto is_own = [](const KvCache& cache) { return cache.pool().format().keys_by_columns; };
-    return forward_parts(model, parts, x, ops, is_own, lock, interrupt, wanted ? &*wanted : nullptr);
+    return forward_parts(model, parts, x, ops, is_own, lock, interrupt, wanted);
   }
 
   // The fused operations alone, for tests and benchmarks.

@@ -227,6 +227,7 @@ py::tuple run_screen(const PackedMatrix& w, const Array<int8_t>& codes, const Ar
               begin,
               {codes.data(), scales.data(), sums.data()},
               wanted,
+              wanted.margin,
               trust,
               out + begin,
               room},

@@ -280,18 +280,14 @@ void CpuOps::norm_logits(const Batch& batch, const NormWeights& n, const Linear&
   const float scale = config_.logits_scale, softcap = config_.logits_softcap;
   const bool screens = batch.wanted && *batch.wanted && n_rows == 1 && head.w.packed.sliced() && !head.bias &&
                        scale > 0 && softcap == 0;
-  Wanted wanted;
-  if (screens) {
-    wanted = *batch.wanted;
-    wanted.margin /= double(scale);
-    ++screened_.tokens;
-  }
+  if (screens) ++screened_.tokens;
   parallel(n_threads_, [&](Share share) {
     const auto [begin, end] = share.of(head.n_outputs(), kRowStep);
     if (begin == end) return;
     if (screens) {
       const Packed& w = head.w.packed;
-      screen({w.rows(begin, end), begin, in.in_groups_of(w.group_size), wanted, head_trust_, logits + begin,
+      screen({w.rows(begin, end), begin, in.in_groups_of(w.group_size), *batch.wanted,
+              batch.wanted->margin / double(scale), head_trust_, logits + begin,
               reinterpret_cast<int32_t*>(matmul_scratch(share))},
              screened_);
     } else {

@@ -77,7 +77,7 @@ class Screen {
       : a_(args),
         w_(args.head),
         length_(args.trust * length_of(args.x, w_.n_cols, w_.group_size)),
-        floor_(args.wanted.k, args.wanted.margin),
+        floor_(args.wanted.k, args.margin),
         id_(std::lower_bound(args.wanted.ids.begin(), args.wanted.ids.end(), args.first)) {}
 
   void run(ScreenCounts& counts) {

@@ -32,6 +32,7 @@ struct ScreenArgs {
   int first;     // a multiple of kBandRows
   QuantizedX x;  // one token
   const Wanted& wanted;
+  double margin;  // the wanted one, in what the head gives before it is scaled
   double trust;   // bounds are multiplied with it: 1, and nothing wanted is ever missed
   float* logits;  // [n_rows]
   int32_t* sums;  // [n_groups, 16], 64-byte aligned
