@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from russet.backends import Backend
-from russet.beam_search import EndedText
 from russet.generation import Conversation, Piece, ReplyText, look_ahead
+
+if TYPE_CHECKING:
+    from russet.beam_search import EndedText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

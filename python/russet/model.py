@@ -21,7 +21,6 @@ from russet.backends import Backend, Interrupt, Session
 from russet.backends.dtypes import DTYPES, chosen_dtype
 from russet.backends.mlx import probe
 from russet.backends.part import part_of
-from russet.beam_search import REFUSED, BeamOptions, beam_search
 from russet.checkpoint import Checkpoint, open_checkpoint
 from russet.completions import Completion, complete, drawn, searched
 from russet.config import Config, Reader, with_window
@@ -667,6 +666,8 @@ class Model:
         The four options are transformers', see BeamOptions. The others are generate()'s: penalties, DRY, biases, bans,
         lengths and grammars hold, on logprobs; what only draws or cuts is refused by name. Raises as generate() does.
         """
+        from russet.beam_search import REFUSED, BeamOptions, beam_search
+
         beams = BeamOptions(
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
